@@ -1,0 +1,263 @@
+"""The Rust half. Control calls only: no request of the data path passes through here, except
+those a Python program itself submits to a disk (:class:`BlkDriver`)."""
+
+from collections.abc import Sequence
+from typing import Any, final
+from typing_extensions import Buffer
+
+# --- channel -----------------------------------------------------------------------------
+
+@final
+class CallSocket:
+    """One end of a call socket of the embedded channel; also resolves IOTLB misses for the
+    data path. A call and its answer are one exclusive exchange, made with the GIL released.
+
+    Takes ownership of ``fd``. Wire format: see docs/channel.md.
+    """
+
+    def __init__(self, fd: int) -> None: ...
+    def call(
+        self, nr: int, payload: bytes = b"", fds: Sequence[int] = ()
+    ) -> tuple[int, bytes, list[int]]:
+        """Result (>= 0) or -errno, answer bytes, answer fds (caller owns; close-on-exec).
+
+        Raises ConnectionResetError when the other end is gone, ValueError after close.
+        """
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+# --- framework ---------------------------------------------------------------------------
+
+@final
+class Domain:
+    """IOVA domain of virtio_vdpa: one anonymous file, bounce pages below ``bounce_size``,
+    coherent memory above."""
+
+    def __init__(self, bounce_size: int) -> None: ...
+    @property
+    def fd(self) -> int:
+        """The anonymous file (owned by the domain: dup before giving it away)."""
+    @property
+    def bounce_size(self) -> int: ...
+    @property
+    def bounce_mapped(self) -> bool:
+        """Whether the bounce entry exists (a first buffer was mapped since the last reset)."""
+    def entries(self) -> list[tuple[int, int, int, int]]:
+        """IOTLB entries as (start, last, offset in fd, perm), ordered by start."""
+    def reset_bounce_map(self) -> None:
+        """Device reset: the bounce entry goes, coherent ones stay."""
+    def reg_umem(self, pid: int, uaddr: int) -> None:
+        """The bounce pages become ``bounce_size`` bytes at ``uaddr`` of process ``pid``; live
+        data is copied. OSError EEXIST, EINVAL (nothing mapped yet), or as process_vm_writev."""
+    def dereg_umem(self) -> None:
+        """Back to the domain's own pages; live data is copied. OSError ENOENT."""
+    def reclaim(self, max_bytes: int | None = None) -> int:
+        """Gives idle bounce chunks back to the system, from the top; bytes freed."""
+    def stats(self) -> dict[str, int]:
+        """``bounce_bytes_in_use``, ``bounce_bytes_allocated``, ``bounce_bytes_peak``,
+        ``bounce_bytes_reclaimed``, ``coherent_bytes``, ``maps``, ``map_waits``."""
+
+@final
+class Arena:
+    """A driver's own memory, shared by fd: no bounce, no copy (the vhost_vdpa way)."""
+
+    def __init__(self, size: int, iova: int) -> None: ...
+    @property
+    def fd(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def iova(self) -> int:
+        """IOVA of the arena's first byte."""
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: Buffer) -> None: ...
+    def truncate(self, size: int) -> None:
+        """Shrinks the file under everybody's mapping (hostile tests)."""
+
+@final
+class VqLine:
+    """Framework's end of one virtqueue's kick and irq. Lives as long as the device; the
+    kick eventfd behind it changes hands when a device is replaced."""
+
+    def __init__(self) -> None: ...
+    def set_kickfd(self, fd: int) -> None:
+        """Takes a dup of an eventfd; -1 deassigns. OSError EBADF/EINVAL for no eventfd."""
+    def kick(self) -> None:
+        """Signals the kick eventfd; without one, remembers it in ``kicked``."""
+    @property
+    def kicked(self) -> bool: ...
+    def clear_kicked(self) -> None: ...
+    @property
+    def callfd(self) -> int:
+        """The fd that an irq signals now (owned by the line)."""
+    def set_callfd(self, fd: int) -> None:
+        """Irqs go to a dup of this fd (an eventfd or a pipe, made O_NONBLOCK); -1: back to
+        the line's own eventfd."""
+    def inject(self) -> None:
+        """Signals the call fd: never blocks, never runs anything on this stack."""
+    def stats(self) -> dict[str, int]:
+        """``kicks`` and ``irqs`` (those injected here)."""
+
+@final
+class BlkDriver:
+    """The driver's side of virtio-blk: the rings, the requests, the bounce copies.
+
+    Offsets and lengths are bytes and must be multiples of 512. Methods may be called from any
+    thread and wait with the GIL released; OSError EIO, EOPNOTSUPP (ENOTSUP), EROFS, ENODEV
+    (after :meth:`stop`), EINVAL.
+    """
+
+    def __init__(
+        self,
+        dma: Domain | Arena,
+        features: int,
+        config: bytes,
+        queue_sizes: Sequence[int],
+        lines: Sequence[VqLine],
+    ) -> None: ...
+    def areas(self, index: int) -> tuple[int, int, int]:
+        """IOVAs of the descriptor, driver and device areas."""
+    def start(self) -> None:
+        """After DRIVER_OK."""
+    def stop(self, errno: int) -> None:
+        """After reset: every outstanding and later request ends with ``errno``."""
+    def set_config(self, config: bytes) -> None:
+        """After a config interrupt."""
+    @property
+    def size(self) -> int:
+        """Bytes."""
+    @property
+    def read_only(self) -> bool: ...
+    def preadinto(self, offset: int, buffer: Buffer) -> int: ...
+    def pwrite(self, offset: int, data: Buffer) -> int: ...
+    def flush(self) -> None: ...
+    def discard(self, offset: int, length: int) -> None: ...
+    def write_zeroes(self, offset: int, length: int, unmap: bool = False) -> None: ...
+    def serial(self) -> bytes:
+        """VIRTIO_BLK_T_GET_ID, up to 20 bytes."""
+    def submit(self, batch: Sequence[tuple[str, int, Any]]) -> list[int]:
+        """Requests ``(op, offset, buffer or length)``, op one of read, write, flush, discard,
+        write_zeroes; returns their tokens. Buffers are held until reaped."""
+    def reap(self, minimum: int = 1, timeout: float | None = None) -> list[tuple[int, int]]:
+        """Completed ``(token, bytes or -errno)``, at least ``minimum`` unless ``timeout``
+        seconds passed first or nothing is outstanding."""
+    def stats(self) -> dict[str, int]:
+        """``requests``, ``bytes_read``, ``bytes_written``, ``errors``, ``kicks``,
+        ``kicks_suppressed``, ``irqs``."""
+
+# --- load generator ----------------------------------------------------------------------
+
+def load_ours(driver: BlkDriver, spec: dict[str, Any]) -> dict[str, Any]:
+    """Runs a load on our driver. ``spec``: op (read, write, randread, randwrite, mixed),
+    block_size, depth, requests or seconds, seed, verify. Returns requests, bytes, seconds,
+    cpu_seconds (this thread), process_cpu_seconds, errors, latency_ns (percentiles)."""
+
+def load_virtio_driver(
+    driver: Any, spec: dict[str, Any], packed: bool, queues: int, queue_size: int
+) -> dict[str, Any]:
+    """The same on crate ``virtio-driver``, over any :class:`vduse.bus.driver.Driver`."""
+
+def load_virtio_drivers(
+    domain: Domain, device: Any, spec: dict[str, Any]
+) -> dict[str, Any]:
+    """The same on crate ``virtio-drivers`` through a domain; ``device`` is the vDPA device
+    (:class:`vduse.bus.vdpa.VdpaDevice`)."""
+
+# --- device ------------------------------------------------------------------------------
+
+@final
+class Pool:
+    """The worker threads that serve device queues. ``workers`` None: one a CPU, at most 4."""
+
+    def __init__(self, workers: int | None = None) -> None: ...
+    @property
+    def workers(self) -> int: ...
+    def close(self) -> None:
+        """Ends the threads; every data path must be closed before."""
+
+@final
+class Backend:
+    """What stores a disk's bytes."""
+
+    @staticmethod
+    def null(size: int) -> Backend: ...
+    @staticmethod
+    def memory(size: int) -> Backend: ...
+    @staticmethod
+    def file(
+        path: str,
+        *,
+        read_only: bool = False,
+        direct: bool = False,
+        engine: str = "auto",
+        lock: bool = True,
+    ) -> Backend:
+        """``engine``: auto, io_uring, threads. OSError; BlockingIOError where the image is
+        locked by another program (QEMU's OFD byte locks)."""
+    @property
+    def size(self) -> int:
+        """Bytes."""
+    @property
+    def block_size(self) -> int:
+        """Smallest unaligned-safe unit in bytes (512, or the device's logical block)."""
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def can_discard(self) -> bool: ...
+    @property
+    def engine(self) -> str:
+        """``none``, ``io_uring`` or ``threads``: what really serves."""
+    def refresh_size(self) -> int:
+        """Looks at the file's size again (resize); bytes."""
+    def flush(self) -> None: ...
+    def close(self) -> None:
+        """Flushes and unlocks. Every data path must be closed before."""
+
+@final
+class BlkDataPath:
+    """All queues of one virtio-blk device, served by a pool."""
+
+    def __init__(
+        self, pool: Pool, backend: Backend, resolver: CallSocket, limits: dict[str, int], serial: bytes
+    ) -> None:
+        """``limits``: capacity (sectors of 512), seg_max, size_max, blk_size,
+        max_discard_sectors, max_discard_seg, discard_sector_alignment,
+        max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap."""
+    def start_queue(
+        self,
+        index: int,
+        *,
+        size: int,
+        features: int,
+        areas: tuple[int, int, int],
+        state: tuple[int, ...],
+        kickfd: int,
+        callfd: int,
+        inflight: tuple[int, int] | None,
+    ) -> None:
+        """Starts a queue from ``state`` ((avail,) split; (avail_index, avail_wrap, used_index,
+        used_wrap) packed). Looks at the ring at once: kicks may have been lost. Takes dups of
+        the fds. ``callfd`` -1: irqs go by VDUSE_VQ_INJECT_IRQ through the resolver.
+        ``inflight``: (fd, offset) of its in-flight record. OSError EFAULT, EINVAL."""
+    def stop_queue(self, index: int, timeout: float) -> tuple[int, ...] | None:
+        """Takes nothing more, waits for what is in flight, returns where the queue stands;
+        None if requests were still in flight after ``timeout`` seconds (the queue keeps
+        draining). ValueError if it is not running."""
+    def queue_running(self, index: int) -> bool: ...
+    def set_callfd(self, index: int, fd: int) -> None: ...
+    def invalidate(self, start: int, last: int, timeout: float) -> bool:
+        """UPDATE_IOTLB: a new generation; true once every worker has acknowledged."""
+    def reset(self, timeout: float) -> bool:
+        """Stops all queues without finishing into guest memory; true once no request touches
+        guest memory any more and every mapping is dropped."""
+    def set_capacity(self, sectors: int) -> None: ...
+    @property
+    def event_fd(self) -> int:
+        """Readable when :meth:`events` has something (owned by the data path)."""
+    def events(self) -> list[tuple[str, int, str]]:
+        """``(kind, queue, message)``; kind ``broken``: the queue and its device have stopped
+        because of what the driver or its memory did."""
+    def stats(self) -> dict[str, Any]:
+        """``requests``, ``bytes_read``, ``bytes_written``, ``errors``, ``kicks``, ``irqs``,
+        ``irqs_suppressed``, ``batches``, ``iotlb_misses``, ``in_flight``."""
+    def close(self) -> None: ...

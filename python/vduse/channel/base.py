@@ -1,0 +1,78 @@
+"""The device side's view of whoever plays the kernel's part: two ports, no implementation.
+
+Every method is one ioctl, read or write of linux/vduse.h, under its name. Errors are OSError
+with the errno the kernel gives. Optional extensions (never offered to foreign daemons) are
+named in :attr:`Channel.extensions`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vduse import _native
+from vduse.control.abi import (
+    DevConfig,
+    DevRequest,
+    DevResponse,
+    IotlbEntry,
+    IovaInfo,
+    IovaUmem,
+    VqInfo,
+)
+
+#: The channel hands out an irq fd for a virtqueue: no call per irq.
+EXT_CALLFD = "callfd"
+#: The channel keeps memory for in-flight records while devices come and go.
+EXT_INFLIGHT = "inflight"
+
+
+class ControlPort(Protocol):
+    """An open /dev/vduse/control, and the directory it lies in."""
+
+    def get_api_version(self) -> int: ...
+    def set_api_version(self, version: int) -> None: ...
+    def create_dev(self, config: DevConfig) -> None: ...
+    def destroy_dev(self, name: str) -> None: ...
+    def open(self, name: str) -> Channel:
+        """Opens /dev/vduse/NAME. OSError ENODEV, ENOENT, EBUSY."""
+
+    def close(self) -> None: ...
+
+
+class Channel(Protocol):
+    """An open /dev/vduse/NAME."""
+
+    @property
+    def extensions(self) -> frozenset[str]: ...
+    def fileno(self) -> int:
+        """Readable when a message waits (or the framework is gone)."""
+
+    def receive(self) -> DevRequest | None:
+        """The next message, None if there is none now. ConnectionResetError: the framework
+        is gone."""
+
+    def respond(self, response: DevResponse) -> None: ...
+    def dev_get_features(self) -> int: ...
+    def dev_set_config(self, offset: int, data: bytes) -> None: ...
+    def dev_inject_config_irq(self) -> None: ...
+    def vq_setup(self, index: int, max_size: int, group: int = 0) -> None: ...
+    def vq_get_info(self, index: int) -> VqInfo: ...
+    def vq_setup_kickfd(self, index: int, fd: int) -> None: ...
+    def vq_inject_irq(self, index: int) -> None: ...
+    def iotlb_get_fd(self, start: int, last: int) -> tuple[IotlbEntry, int]:
+        """The first overlapping mapping and its fd (the caller owns it)."""
+
+    def iotlb_get_info(self, start: int, last: int) -> IovaInfo: ...
+    def iotlb_reg_umem(self, umem: IovaUmem) -> None: ...
+    def iotlb_dereg_umem(self, umem: IovaUmem) -> None: ...
+    def resolver(self) -> _native.CallSocket:
+        """What the data path resolves IOTLB misses and injects irqs with."""
+
+    def vq_get_callfd(self, index: int) -> int:
+        """EXT_CALLFD: the fd that signals an irq of this virtqueue (the caller owns it)."""
+
+    def get_inflight_fd(self, size: int) -> int:
+        """EXT_INFLIGHT: a memory file of ``size`` bytes that outlives this opener; zeroed on
+        reset and when the size changes (the caller owns the fd)."""
+
+    def close(self) -> None: ...

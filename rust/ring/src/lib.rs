@@ -1,0 +1,10 @@
+//! Virtqueues (virtio 1.3, sections 2.7 split and 2.8 packed): the device side, the driver
+//! side, and the record of requests in flight (vhost-user specification).
+
+mod device;
+mod driver;
+mod layout;
+
+pub use device::{Chain, DeviceQueue, Malformed, RingError};
+pub use driver::{AddError, DriverError, DriverQueue};
+pub use layout::{Areas, Layout, LayoutError, QueueState, Segment};
