@@ -82,7 +82,11 @@ impl Pinned {
     /// All of a region.
     pub fn whole(region: Arc<Region>) -> Pinned {
         let ptr = NonNull::new(region.as_ptr()).expect("a mapping is never at address 0");
-        Pinned { ptr, len: region.len(), region }
+        Pinned {
+            ptr,
+            len: region.len(),
+            region,
+        }
     }
 }
 
@@ -132,7 +136,13 @@ impl View {
     /// Appends the pieces of `[iova, iova+len)` to `out`, in order; on a fault `out` is as it
     /// was. `len` 0 is `Fault::Range`.
     #[inline]
-    pub fn translate(&mut self, _iova: Iova, _len: u32, _access: Access, _out: &mut Pieces) -> Result<(), Fault> {
+    pub fn translate(
+        &mut self,
+        _iova: Iova,
+        _len: u32,
+        _access: Access,
+        _out: &mut Pieces,
+    ) -> Result<(), Fault> {
         todo!()
     }
 

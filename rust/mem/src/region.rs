@@ -20,7 +20,12 @@ unsafe impl Sync for Region {}
 impl Region {
     /// Maps `len` bytes at `offset` of `fd`, shared, with the protection `perm` asks for,
     /// and puts the region under the SIGBUS handler's guard.
-    pub fn map(_fd: BorrowedFd<'_>, _offset: u64, _len: usize, _perm: Perm) -> io::Result<Arc<Region>> {
+    pub fn map(
+        _fd: BorrowedFd<'_>,
+        _offset: u64,
+        _len: usize,
+        _perm: Perm,
+    ) -> io::Result<Arc<Region>> {
         todo!()
     }
 

@@ -1,1 +1,18 @@
-//! skeleton
+//! The Python binding: thin, one file a half.
+
+use pyo3::prelude::*;
+
+mod channel;
+mod device;
+mod framework;
+mod load;
+
+/// The Rust half of vduse.
+#[pymodule]
+fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    channel::register(m)?;
+    framework::register(m)?;
+    device::register(m)?;
+    load::register(m)?;
+    Ok(())
+}

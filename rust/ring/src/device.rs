@@ -84,7 +84,11 @@ pub struct DeviceQueue {}
 
 impl DeviceQueue {
     /// A queue that goes on from `state`.
-    pub fn new(_layout: Layout, _areas: Areas, _state: QueueState) -> Result<DeviceQueue, RingError> {
+    pub fn new(
+        _layout: Layout,
+        _areas: Areas,
+        _state: QueueState,
+    ) -> Result<DeviceQueue, RingError> {
         todo!()
     }
 

@@ -54,7 +54,12 @@ impl DriverQueue {
 
     /// Stages a request; `token` comes back from [`DriverQueue::pop_used`]. Requests of more
     /// than one segment use an indirect table where that was negotiated.
-    pub fn add(&mut self, _readable: &[Segment], _writable: &[Segment], _token: u32) -> Result<(), AddError> {
+    pub fn add(
+        &mut self,
+        _readable: &[Segment],
+        _writable: &[Segment],
+        _token: u32,
+    ) -> Result<(), AddError> {
         todo!()
     }
 

@@ -84,7 +84,12 @@ impl QueueState {
     /// The state of a queue just reset: split 0; packed 0 with both wrap counters 1.
     pub fn initial(packed: bool) -> QueueState {
         if packed {
-            QueueState::Packed { avail_index: 0, avail_wrap: true, used_index: 0, used_wrap: true }
+            QueueState::Packed {
+                avail_index: 0,
+                avail_wrap: true,
+                used_index: 0,
+                used_wrap: true,
+            }
         } else {
             QueueState::Split { avail_index: 0 }
         }

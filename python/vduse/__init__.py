@@ -1,0 +1,1 @@
+"""vDPA devices in userspace: write a virtio device once, attach it anywhere."""

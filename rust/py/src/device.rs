@@ -1,0 +1,8 @@
+//! Binding of the device half.
+
+use pyo3::prelude::*;
+
+/// Adds this half's classes to the module.
+pub fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}
