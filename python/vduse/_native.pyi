@@ -3,6 +3,7 @@ those a Python program itself submits to a disk (:class:`BlkDriver`)."""
 
 from collections.abc import Sequence
 from typing import Any, final
+
 from typing_extensions import Buffer
 
 # --- channel -----------------------------------------------------------------------------
@@ -157,9 +158,7 @@ def load_virtio_driver(
 ) -> dict[str, Any]:
     """The same on crate ``virtio-driver``, over any :class:`vduse.bus.driver.Driver`."""
 
-def load_virtio_drivers(
-    domain: Domain, device: Any, spec: dict[str, Any]
-) -> dict[str, Any]:
+def load_virtio_drivers(domain: Domain, device: Any, spec: dict[str, Any]) -> dict[str, Any]:
     """The same on crate ``virtio-drivers`` through a domain; ``device`` is the vDPA device
     (:class:`vduse.bus.vdpa.VdpaDevice`)."""
 
@@ -218,7 +217,12 @@ class BlkDataPath:
     """All queues of one virtio-blk device, served by a pool."""
 
     def __init__(
-        self, pool: Pool, backend: Backend, resolver: CallSocket, limits: dict[str, int], serial: bytes
+        self,
+        pool: Pool,
+        backend: Backend,
+        resolver: CallSocket,
+        limits: dict[str, int],
+        serial: bytes,
     ) -> None:
         """``limits``: capacity (sectors of 512), seg_max, size_max, blk_size,
         max_discard_sectors, max_discard_seg, discard_sector_alignment,

@@ -1,0 +1,45 @@
+"""Skips: a test that lacks its means says which, and what provides it; in CI that is a failure.
+
+@pytest.mark.needs("qemu-img")
+def test_second_daemon_is_locked_out(): ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+from tests import means
+
+IN_CI = os.environ.get("CI") == "true"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test whose ``needs`` marks name something that is not here."""
+    for mark in item.iter_markers("needs"):
+        if reason := means.missing(mark.args):
+            pytest.skip(reason)
+
+
+def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"nothing may be skipped in CI: {report.longrepr}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test is a failed one."""
+    report = yield
+    _refuse(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """In CI a skipped module is a failed one."""
+    report = yield
+    _refuse(report)
+    return report

@@ -1,0 +1,50 @@
+"""What a test may need beyond Python and the native module, and the command that provides it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSTEM_DEPS = "make system-deps"
+
+
+@dataclass(frozen=True)
+class Means:
+    """One thing a test needs: how to see it is there, how to get it."""
+
+    present: Callable[[], bool]
+    provided_by: str
+
+
+def _program(name: str) -> Means:
+    # Debian keeps e2fsprogs in sbin, which is not on every user's PATH.
+    return Means(lambda: find_program(name) is not None, SYSTEM_DEPS)
+
+
+def find_program(name: str) -> str | None:
+    """Path of a program, also looked for in the sbin directories."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+
+
+def _psi() -> bool:
+    try:
+        return bool(Path("/proc/pressure/memory").read_text())
+    except OSError:
+        return False
+
+
+MEANS: dict[str, Means] = {
+    **{name: _program(name) for name in ("mke2fs", "e2fsck", "debugfs", "qemu-img", "qemu-io")},
+    "psi": Means(_psi, "a kernel with CONFIG_PSI (boot with psi=1)"),
+}
+
+
+def missing(names: tuple[str, ...]) -> str | None:
+    """Why a test that needs all of ``names`` cannot run here; None if it can."""
+    for name in names:
+        means = MEANS[name]
+        if not means.present():
+            return f"needs {name}: {means.provided_by}"
+    return None
