@@ -1,1 +1,13 @@
-//! skeleton
+//! The framework's data path (the kernel's part): the IOVA domain with its bounce pages, a
+//! driver's own memory, kick and irq lines, and the driver's side of virtio-blk.
+
+mod arena;
+pub mod blk;
+mod dma;
+mod domain;
+mod line;
+
+pub use arena::Arena;
+pub use dma::{Buffer, Coherent, Direction, Dma, DmaError, Mapping};
+pub use domain::{Domain, DomainStats};
+pub use line::{LineStats, VqLine};

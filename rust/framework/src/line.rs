@@ -1,0 +1,245 @@
+//! Kick and irq of one virtqueue, as the framework holds them.
+//!
+//! A line lives as long as its device. The kick eventfd behind it changes hands when a daemon is
+//! replaced; while there is none, a kick is remembered (`kicked`), as in the kernel.
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat, readlink};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, read, write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+/// What went over a line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LineStats {
+    /// Kicks, remembered ones among them.
+    pub kicks: u64,
+    /// Irqs injected here (a device that holds the call fd signals without passing by).
+    pub irqs: u64,
+}
+
+/// The framework's end of one virtqueue's kick and irq.
+#[derive(Debug)]
+pub struct VqLine {
+    kick: RwLock<Option<OwnedFd>>,
+    kicked: AtomicBool,
+    own_call: OwnedFd,
+    foreign_call: RwLock<Option<OwnedFd>>,
+    kicks: AtomicU64,
+    irqs: AtomicU64,
+}
+
+impl VqLine {
+    /// A line without kick eventfd, whose irqs signal an eventfd of its own.
+    pub fn new() -> Result<VqLine, Errno> {
+        Ok(VqLine {
+            kick: RwLock::new(None),
+            kicked: AtomicBool::new(false),
+            own_call: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            foreign_call: RwLock::new(None),
+            kicks: AtomicU64::new(0),
+            irqs: AtomicU64::new(0),
+        })
+    }
+
+    /// Takes a dup of the device's kick eventfd, made O_NONBLOCK so that a device which lets
+    /// its counter overflow cannot stop the driver; `None` deassigns. `EINVAL` where it is no
+    /// eventfd.
+    pub fn set_kickfd(&self, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+        let fd = match fd {
+            Some(fd) if is_eventfd(fd)? => Some(nonblocking_dup(fd)?),
+            Some(_) => return Err(Errno::INVAL),
+            None => None,
+        };
+        *self.kick.write().unwrap_or_else(PoisonError::into_inner) = fd;
+        Ok(())
+    }
+
+    /// Signals the kick eventfd; without one, remembers the kick.
+    pub fn kick(&self) {
+        self.kicks.fetch_add(1, Ordering::Relaxed);
+        let kick = self.kick.read().unwrap_or_else(PoisonError::into_inner);
+        match &*kick {
+            Some(fd) => signal(fd.as_fd()),
+            None => self.kicked.store(true, Ordering::Release),
+        }
+    }
+
+    /// Whether a kick found no eventfd.
+    pub fn kicked(&self) -> bool {
+        self.kicked.load(Ordering::Acquire)
+    }
+
+    /// Forgets the remembered kick.
+    pub fn clear_kicked(&self) {
+        self.kicked.store(false, Ordering::Release);
+    }
+
+    /// Irqs go to a dup of this fd, an eventfd or a pipe, made O_NONBLOCK; `None`: back to the
+    /// line's own eventfd. `EINVAL` for any other kind of file: an irq writes into it.
+    pub fn set_callfd(&self, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+        let fd = match fd {
+            Some(fd) if is_eventfd(fd)? || is_pipe(fd)? => Some(nonblocking_dup(fd)?),
+            Some(_) => return Err(Errno::INVAL),
+            None => None,
+        };
+        *self
+            .foreign_call
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = fd;
+        Ok(())
+    }
+
+    /// Calls `f` with the fd that an irq signals now.
+    pub fn with_callfd<T>(&self, f: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
+        let foreign = self
+            .foreign_call
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        f(foreign.as_ref().unwrap_or(&self.own_call).as_fd())
+    }
+
+    /// An irq: signals the call fd. Never blocks, never runs driver code on this stack.
+    pub fn inject(&self) {
+        self.irqs.fetch_add(1, Ordering::Relaxed);
+        self.with_callfd(signal);
+    }
+
+    /// The line's own eventfd, which a driver in this process polls.
+    pub fn irq_fd(&self) -> BorrowedFd<'_> {
+        self.own_call.as_fd()
+    }
+
+    /// Takes the irqs that arrived on the line's own eventfd: how many.
+    pub fn take_irqs(&self) -> u64 {
+        let mut counter = [0; 8];
+        match read(&self.own_call, &mut counter) {
+            Ok(8) => u64::from_ne_bytes(counter),
+            _ => 0,
+        }
+    }
+
+    /// What went over the line.
+    pub fn stats(&self) -> LineStats {
+        LineStats {
+            kicks: self.kicks.load(Ordering::Relaxed),
+            irqs: self.irqs.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One event. A full counter or pipe (`EAGAIN`) is already readable, and a reader that is gone
+/// needs no event: no error is of use here.
+fn signal(fd: BorrowedFd<'_>) {
+    let _ = write(fd, &1u64.to_ne_bytes());
+}
+
+/// Eventfds have no file type of their own; their link in /proc names them.
+fn is_eventfd(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    match readlink(path, Vec::new()) {
+        Ok(target) => Ok(target.as_bytes() == b"anon_inode:[eventfd]"),
+        Err(Errno::NOENT) => Err(Errno::BADF),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn is_pipe(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(FileType::from_raw_mode(fstat(fd)?.st_mode) == FileType::Fifo)
+}
+
+fn nonblocking_dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let fd = fcntl_dupfd_cloexec(fd, 3)?;
+    fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    fn count(fd: &OwnedFd) -> u64 {
+        let mut counter = [0; 8];
+        read(fd, &mut counter).map_or(0, |_| u64::from_ne_bytes(counter))
+    }
+
+    fn event() -> OwnedFd {
+        eventfd(0, EventfdFlags::NONBLOCK).unwrap()
+    }
+
+    #[test]
+    fn a_kick_without_kickfd_is_remembered() {
+        let line = VqLine::new().unwrap();
+        line.kick();
+        assert!(line.kicked());
+        line.clear_kicked();
+        assert!(!line.kicked());
+        assert_eq!(line.stats().kicks, 1);
+    }
+
+    #[test]
+    fn a_kick_signals_the_kickfd_until_it_is_deassigned() {
+        let (line, fd) = (VqLine::new().unwrap(), event());
+        line.set_kickfd(Some(fd.as_fd())).unwrap();
+        line.kick();
+        line.kick();
+        assert_eq!((count(&fd), line.kicked()), (2, false));
+        line.set_kickfd(None).unwrap();
+        line.kick();
+        assert_eq!((count(&fd), line.kicked()), (0, true));
+    }
+
+    #[test]
+    fn a_full_kick_counter_does_not_block() {
+        let (line, fd) = (
+            VqLine::new().unwrap(),
+            eventfd(0, EventfdFlags::empty()).unwrap(),
+        );
+        line.set_kickfd(Some(fd.as_fd())).unwrap();
+        write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        line.kick();
+        assert_eq!(count(&fd), u64::MAX - 1);
+    }
+
+    #[test]
+    fn only_an_eventfd_is_a_kickfd() {
+        let line = VqLine::new().unwrap();
+        let (reader, _writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        assert_eq!(line.set_kickfd(Some(reader.as_fd())), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn irqs_go_to_the_foreign_callfd_while_there_is_one() {
+        let (line, fd) = (VqLine::new().unwrap(), event());
+        line.inject();
+        line.set_callfd(Some(fd.as_fd())).unwrap();
+        line.inject();
+        line.inject();
+        assert_eq!((line.take_irqs(), count(&fd)), (1, 2));
+        line.set_callfd(None).unwrap();
+        line.inject();
+        assert_eq!((line.take_irqs(), count(&fd)), (1, 0));
+        assert_eq!(line.stats().irqs, 4);
+    }
+
+    #[test]
+    fn a_full_or_broken_call_pipe_does_not_block() {
+        let line = VqLine::new().unwrap();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        line.set_callfd(Some(writer.as_fd())).unwrap();
+        for _ in 0..10_000 {
+            line.inject();
+        }
+        drop(reader);
+        line.inject();
+    }
+
+    #[test]
+    fn a_regular_file_is_no_callfd() {
+        let line = VqLine::new().unwrap();
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        assert_eq!(line.set_callfd(Some(file.as_fd())), Err(Errno::INVAL));
+    }
+}
