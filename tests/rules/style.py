@@ -1,0 +1,127 @@
+"""Length, words, docstrings, unsafe, changelog, and the native module against its stub."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from types import ModuleType
+
+from tests.rules.tree import files, text
+
+MAX_LINES = 600
+
+# Written so that this file does not name what it forbids.
+_FORBIDDEN = {
+    "a path of one machine": re.compile(r"(?<![\w.}])/(?:work|root|farm|home/\w+|tmp/wt)/"),
+    "a package host": re.compile(r"https?://[a-z0-9.-]*(?:debian|pypi|pythonhosted|crates)\b"),
+    "unfinished": re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b"),
+}
+_GENERATED = {"Cargo.lock"}
+#: Files of rust/py that may hold unsafe code: the buffer protocol cannot be spoken without.
+_UNSAFE_IN_BINDING = {"buffer.rs"}
+_UNSAFE = re.compile(r"\bunsafe\s*(?:\{|fn\b|impl\b|extern\b)")
+
+
+def long_files(root: Path) -> list[str]:
+    """Source files longer than one reader can hold."""
+    return [
+        f"{path.relative_to(root)}: {lines} lines"
+        for path in files(root, ".py", ".pyi", ".rs")
+        if (lines := len(path.read_text().splitlines())) > MAX_LINES
+    ]
+
+
+def forbidden_words(root: Path) -> list[str]:
+    """Paths of one machine, package hosts and notes of unfinished work."""
+    found = []
+    for path in files(root):
+        if path.name in _GENERATED or (body := text(path)) is None:
+            continue
+        for number, line in enumerate(body.splitlines(), 1):
+            found += [
+                f"{path.relative_to(root)}:{number}: {what}"
+                for what, pattern in _FORBIDDEN.items()
+                if pattern.search(line)
+            ]
+    return found
+
+
+def unsafe_in_binding(root: Path) -> list[str]:
+    """Unsafe code in rust/py outside the one file for it."""
+    return [
+        f"{path.relative_to(root)}:{number}"
+        for path in files(root, ".rs", under="rust/py")
+        if path.name not in _UNSAFE_IN_BINDING
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if _UNSAFE.search(line.split("//")[0])
+    ]
+
+
+def changelog_faults(root: Path) -> list[str]:
+    """CHANGELOG.md has a section for what comes next or for the version at hand."""
+    changelog = (root / "CHANGELOG.md").read_text()
+    version = re.search(r'^version = "([^"]+)"', (root / "Cargo.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    if re.search(rf"^## \[(Unreleased|{re.escape(version[1])})\]", changelog, re.MULTILINE):
+        return []
+    return [f"CHANGELOG.md: neither [Unreleased] nor [{version[1]}]"]
+
+
+def undocumented(root: Path) -> list[str]:
+    """Public Python modules, classes and functions without a docstring.
+
+    A method needs none where a base class or protocol documents it once: where its class has
+    bases, or where it is a declaration (``...``) of a documented class.
+    """
+    found = []
+    for path in files(root, ".py", ".pyi", under="python/vduse"):
+        module = ast.parse(path.read_text(), str(path))
+        where = path.relative_to(root)
+        if not path.stem.startswith("_") and ast.get_docstring(module) is None:
+            found.append(f"{where}: the module")
+        for node in module.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found += [f"{where}:{line}: {name}" for line, name in _bare(node)]
+    return found
+
+
+def _bare(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[int, str]]:
+    if node.name.startswith("_"):
+        return []
+    found = [] if ast.get_docstring(node) else [(node.lineno, node.name)]
+    if isinstance(node, ast.ClassDef):
+        found += [
+            (method.lineno, f"{node.name}.{method.name}")
+            for method in node.body
+            if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef)
+            and not method.name.startswith("_")
+            and not ast.get_docstring(method)
+            and not node.bases
+            and not _declaration(method)
+        ]
+    return found
+
+
+def _declaration(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    body = method.body[0]
+    return isinstance(body, ast.Expr) and getattr(body.value, "value", None) is Ellipsis
+
+
+def missing_natives(root: Path, native: ModuleType) -> list[str]:
+    """Names that the stub promises and the native module does not have."""
+    stub = ast.parse((root / "python/vduse/_native.pyi").read_text())
+    missing = []
+    for node in stub.body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+            continue
+        if not hasattr(native, node.name):
+            missing.append(node.name)
+        elif isinstance(node, ast.ClassDef):
+            missing += [
+                f"{node.name}.{member.name}"
+                for member in node.body
+                if isinstance(member, ast.FunctionDef)
+                and not hasattr(getattr(native, node.name), member.name)
+            ]
+    return missing
