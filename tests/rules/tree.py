@@ -14,7 +14,7 @@ def files(root: Path, *suffixes: str, under: str = "") -> Iterator[Path]:
     """Every file below ``root/under`` whose name ends in one of ``suffixes`` (none: any)."""
     for folder, folders, names in os.walk(root / under):
         folders[:] = sorted(f for f in folders if f not in _BUILT and not f.endswith("_cache"))
-        for name in sorted(names):
+        for name in sorted(set(names) - _BUILT):
             if not suffixes or name.endswith(suffixes):
                 yield Path(folder) / name
 
