@@ -1,0 +1,123 @@
+//! The data buffers of a load: one block for each request in flight, and the pattern by which
+//! a block read is told from any other. The buffers may be shared with a device, so no Rust
+//! reference to their bytes is ever formed.
+
+use crate::random::mix;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use vduse_mem::{Perm, Region};
+
+/// Which contents a block was written with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    /// Byte offset of the block on the disk.
+    pub offset: u64,
+    /// The how-manieth write of this block.
+    pub sequence: u32,
+}
+
+impl Pattern {
+    fn word(self, index: usize) -> u64 {
+        // Every word tells where it belongs and which write it came from.
+        mix((self.offset + 8 * index as u64) ^ (u64::from(self.sequence) << 40))
+    }
+}
+
+/// Blocks of equal size in mapped memory.
+#[derive(Debug)]
+pub struct Buffers {
+    region: Arc<Region>,
+    fd: Option<OwnedFd>,
+    /// Bytes from the region's start to the first block.
+    start: usize,
+    block_size: usize,
+    blocks: u32,
+}
+
+impl Buffers {
+    /// Blocks in a memory file of their own.
+    pub fn new(blocks: u32, block_size: u32) -> io::Result<Buffers> {
+        let len = blocks as usize * block_size as usize;
+        let fd = memfd_create("vduse-load", MemfdFlags::CLOEXEC)?;
+        ftruncate(&fd, len as u64)?;
+        Ok(Buffers {
+            region: Region::map(fd.as_fd(), 0, len, Perm::Rw)?,
+            fd: Some(fd),
+            start: 0,
+            block_size: block_size as usize,
+            blocks,
+        })
+    }
+
+    /// Blocks in a part of `region` that its owner has set aside for them. `EINVAL` where they
+    /// do not fit, or do not start at a multiple of 8.
+    pub fn within(
+        region: Arc<Region>,
+        start: usize,
+        blocks: u32,
+        block_size: u32,
+    ) -> io::Result<Buffers> {
+        let len = blocks as usize * block_size as usize;
+        if !start.is_multiple_of(8) || start.checked_add(len).is_none_or(|end| end > region.len()) {
+            return Err(rustix::io::Errno::INVAL.into());
+        }
+        Ok(Buffers {
+            region,
+            fd: None,
+            start,
+            block_size: block_size as usize,
+            blocks,
+        })
+    }
+
+    /// The memory file behind blocks of their own: all of it is blocks.
+    pub fn memory_file(&self) -> Option<RawFd> {
+        self.fd.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Bytes of all blocks.
+    pub fn len(&self) -> usize {
+        self.blocks as usize * self.block_size
+    }
+
+    /// Whether there is no block.
+    pub fn is_empty(&self) -> bool {
+        self.blocks == 0
+    }
+
+    /// Bytes of a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// The first byte of a block; valid for `block_size` bytes while `self` lives. Panics
+    /// where there is no such block.
+    pub fn block(&self, block: u32) -> NonNull<u8> {
+        assert!(block < self.blocks);
+        let offset = self.start + block as usize * self.block_size;
+        // SAFETY: the constructors made sure that every block lies within the region, and a
+        // mapping is never at address 0.
+        unsafe { NonNull::new_unchecked(self.region.as_ptr().add(offset)) }
+    }
+
+    /// Writes a pattern over a block.
+    pub fn fill(&mut self, block: u32, pattern: Pattern) {
+        let words = self.block(block).cast::<u64>();
+        for index in 0..self.block_size / 8 {
+            // SAFETY: within the block, which is 8-byte aligned and mapped read-write.
+            unsafe { words.add(index).write_volatile(pattern.word(index)) };
+        }
+    }
+
+    /// Where a block first differs from a pattern, in bytes from its start.
+    pub fn mismatch(&self, block: u32, pattern: Pattern) -> Option<usize> {
+        let words = self.block(block).cast::<u64>();
+        (0..self.block_size / 8)
+            // SAFETY: as in `fill`.
+            .find(|&index| unsafe { words.add(index).read_volatile() } != pattern.word(index))
+            .map(|index| 8 * index)
+    }
+}

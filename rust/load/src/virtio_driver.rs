@@ -1,0 +1,208 @@
+//! Engine: crate `virtio-driver`, libblkio's driver, with its vhost-user transport. Split and
+//! packed rings, several queues, and memory of its own that the device gets by fd.
+//!
+//! Its `VirtioTransport` trait cannot be implemented outside the crate (the IOVA type in its
+//! signatures has no public name), so any device in reach is put behind a vhost-user socket.
+
+use crate::engine::{Direction, Done, Engine, EngineError};
+use crate::{Buffers, SECTOR};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+use virtio_driver::{
+    EventFd, QueueNotifier, VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport,
+    VirtioFeatureFlags,
+};
+
+/// How to set the driver up.
+#[derive(Clone, Copy, Debug)]
+pub struct VirtioDriverSetup {
+    /// Accept VIRTIO_F_RING_PACKED where it is offered.
+    pub packed: bool,
+    /// Accept VIRTIO_F_EVENT_IDX where it is offered. On a packed ring the crate may lose a
+    /// kick once more than 65,535 descriptors went by without one.
+    pub event_idx: bool,
+    /// Virtqueues; requests go to them in turn.
+    pub queues: u16,
+    /// Descriptors of each.
+    pub queue_size: u16,
+    /// Requests in flight.
+    pub depth: u32,
+    /// Bytes of a request.
+    pub block_size: u32,
+}
+
+struct Queue {
+    requests: VirtioBlkQueue<'static, u32>,
+    kick: Box<dyn QueueNotifier>,
+    call: Arc<EventFd>,
+    /// Something was submitted since the last kick.
+    dirty: bool,
+}
+
+/// The driver on a device behind a vhost-user socket.
+pub struct VirtioDriver {
+    // Before the transport, which owns the memory the rings lie in.
+    queues: Vec<Queue>,
+    // Before the buffers, which the device may use until the connection ends.
+    _transport: Box<VirtioBlkTransport>,
+    buffers: Buffers,
+    capacity: u64,
+}
+
+fn os(what: &'static str) -> impl Fn(std::io::Error) -> EngineError {
+    move |error| match error.raw_os_error() {
+        Some(errno) => EngineError::Os(what, Errno::from_raw_os_error(errno)),
+        None => EngineError::Driver(what, error.to_string()),
+    }
+}
+
+impl VirtioDriver {
+    /// Connects to the vhost-user socket `path` and sets the device up.
+    pub fn new(path: &str, setup: VirtioDriverSetup) -> Result<VirtioDriver, EngineError> {
+        let mut features = VirtioFeatureFlags::VERSION_1;
+        features.set(VirtioFeatureFlags::RING_PACKED, setup.packed);
+        features.set(VirtioFeatureFlags::RING_EVENT_IDX, setup.event_idx);
+        let features = features.bits() | VirtioBlkFeatureFlags::MQ.bits();
+        let transport = VhostUser::new(path, features).map_err(os("vhost-user"))?;
+        let mut transport: Box<VirtioBlkTransport> = Box::new(transport);
+        let accepted = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
+        if setup.packed && !accepted.contains(VirtioFeatureFlags::RING_PACKED) {
+            return Err(EngineError::Driver(
+                "features",
+                "the device offers no packed ring".into(),
+            ));
+        }
+        let sectors: u64 = transport
+            .get_config()
+            .map_err(os("config"))?
+            .capacity
+            .into();
+        let buffers = Buffers::new(setup.depth, setup.block_size).map_err(os("buffers"))?;
+        if let Some(fd) = buffers.memory_file() {
+            let address = buffers.block(0).as_ptr() as usize;
+            transport
+                .map_mem_region(address, buffers.len(), fd, 0)
+                .map_err(os("memory region"))?;
+        }
+        let queues =
+            VirtioBlkQueue::setup_queues(transport.as_mut(), setup.queues.into(), setup.queue_size)
+                .map_err(os("queues"))?;
+        let queues = queues
+            .into_iter()
+            .enumerate()
+            .map(|(index, mut requests)| {
+                requests.set_used_notif_enabled(false);
+                Queue {
+                    requests,
+                    kick: transport.get_submission_notifier(index),
+                    call: transport.get_completion_fd(index),
+                    dirty: false,
+                }
+            })
+            .collect();
+        Ok(VirtioDriver {
+            queues,
+            _transport: transport,
+            buffers,
+            capacity: sectors.saturating_mul(SECTOR),
+        })
+    }
+
+    /// Asks for irqs; true if something had completed before the device could know.
+    fn enable_irqs(&mut self) -> bool {
+        self.queues.iter_mut().fold(false, |some, queue| {
+            queue.requests.set_used_notif_enabled(true);
+            // The crate orders this store before the load only with an event index.
+            fence(Ordering::SeqCst);
+            queue.requests.completions().has_next() || some
+        })
+    }
+}
+
+impl Engine for VirtioDriver {
+    fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    fn buffers(&mut self) -> &mut Buffers {
+        &mut self.buffers
+    }
+
+    fn submit(
+        &mut self,
+        block: u32,
+        direction: Direction,
+        offset: u64,
+    ) -> Result<bool, EngineError> {
+        let memory = self.buffers.block(block).as_ptr();
+        let len = self.buffers.block_size();
+        let index = block as usize % self.queues.len();
+        let queue = &mut self.queues[index];
+        let result = match direction {
+            // SAFETY: the block is mapped until `self` is dropped, and the load leaves it alone
+            // until the request is reaped.
+            Direction::Read => unsafe { queue.requests.read_raw(offset, memory, len, block) },
+            // SAFETY: as above.
+            Direction::Write => unsafe { queue.requests.write_raw(offset, memory, len, block) },
+        };
+        // The one error that a request in order can meet is a full queue, and it has no errno.
+        match result {
+            Ok(()) => queue.dirty = true,
+            Err(error) if error.kind() == std::io::ErrorKind::Other => return Ok(false),
+            Err(error) => return Err(os("submit")(error)),
+        }
+        Ok(true)
+    }
+
+    fn kick(&mut self) -> Result<(), EngineError> {
+        for queue in &mut self.queues {
+            if std::mem::take(&mut queue.dirty) && queue.requests.avail_notif_needed() {
+                queue.kick.notify().map_err(os("kick"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self, done: &mut Vec<Done>) -> Result<(), EngineError> {
+        for queue in &mut self.queues {
+            done.extend(queue.requests.completions().map(|completion| {
+                let result = match completion.ret {
+                    0 => Ok(()),
+                    errno => Err(Errno::from_raw_os_error(-errno)),
+                };
+                (completion.context, result)
+            }));
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), EngineError> {
+        if !self.enable_irqs() {
+            let mut fds: Vec<PollFd<'_>> = self
+                .queues
+                .iter()
+                .map(|queue| PollFd::from_borrowed_fd(queue.call.as_fd(), PollFlags::IN))
+                .collect();
+            let timeout = Timespec {
+                tv_sec: timeout.as_secs() as i64,
+                tv_nsec: timeout.subsec_nanos().into(),
+            };
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(EngineError::Os("poll", errno)),
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            for (queue, _) in self.queues.iter().zip(ready).filter(|(_, ready)| *ready) {
+                queue.call.read().map_err(os("call"))?;
+            }
+        }
+        for queue in &mut self.queues {
+            queue.requests.set_used_notif_enabled(false);
+        }
+        Ok(())
+    }
+}
