@@ -467,11 +467,7 @@ Message = GetVqState | SetStatus | UpdateIotlb | SetVqGroupAsid | UpdateCallfd |
 
 _MESSAGES: dict[
     int,
-    type[GetVqState]
-    | type[SetStatus]
-    | type[UpdateIotlb]
-    | type[SetVqGroupAsid]
-    | type[UpdateCallfd],
+    type[GetVqState | SetStatus | UpdateIotlb | SetVqGroupAsid | UpdateCallfd],
 ] = {
     message.TYPE: message
     for message in (GetVqState, SetStatus, UpdateIotlb, SetVqGroupAsid, UpdateCallfd)

@@ -1,0 +1,231 @@
+"""The framework's ends of the embedded channel: call sockets and message sockets.
+
+No threads and no waiting here: whoever owns the selector calls ``serve`` when a socket is
+readable and ``flush`` when messages wait or it is writable. A peer that breaks the format, or
+makes its handler fail, loses its own connection with a log line; nothing else happens.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+from vduse.channel.packet import (
+    Answer,
+    Call,
+    Credentials,
+    Packet,
+    PacketError,
+    close_fds,
+    peer_credentials,
+    receive_packet,
+    send_packet,
+)
+from vduse.channel.tap import Tap
+
+log = logging.getLogger(__name__)
+
+
+class CallHandler(Protocol):
+    """What answers the calls of one socket: a control node or an open device node."""
+
+    def ioctl(self, nr: int, payload: bytes, fds: list[int]) -> tuple[int, bytes, list[int]]:
+        """Result (>= 0), the struct written back, fds for the caller.
+
+        OSError: the call fails with its errno. ValueError: a payload that is no struct of this
+        call; the connection ends. Request fds are closed after this returns: dup what is kept.
+        Returned fds are given away."""
+
+
+class MessageNode(Protocol):
+    """An open device node, as its message socket sees it."""
+
+    def read_messages(self) -> Iterable[bytes]:
+        """Takes the unread messages, each a vduse_dev_request."""
+
+    def write_response(self, data: bytes) -> None:
+        """A vduse_dev_response. OSError where write(2) would fail: ENOENT is harmless (nobody
+        waits any more), any other ends the connection."""
+
+    def release(self) -> None:
+        """The device closed the node: unanswered messages go to the next opener."""
+
+
+class CallServer:
+    """Answers the calls that come over one socket. Owns ``sock``."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        handler: CallHandler,
+        *,
+        device: str = "",
+        tap: Tap | None = None,
+    ) -> None:
+        # A socket pair is made by one process and used by another: only the credentials that
+        # come with each packet name the real caller.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._sock = sock
+        self._handler = handler
+        self._device = device
+        self._tap = tap
+        self._peer = peer_credentials(sock)
+
+    @property
+    def peer(self) -> Credentials:
+        """Who made the last call (whose ioctl runs now); before any, SO_PEERCRED."""
+        return self._peer
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def serve(self) -> bool:
+        """Answers every call that is there. False: the connection is over; close it."""
+        try:
+            while (packet := receive_packet(self._sock)) is not None:
+                self._answer(packet)
+        except BlockingIOError:
+            return True
+        except (OSError, ValueError) as error:
+            log.warning("%s: connection of pid %d closed: %s", self._name, self._peer.pid, error)
+        except Exception:
+            log.exception("%s: connection of pid %d closed", self._name, self._peer.pid)
+        return False
+
+    @property
+    def _name(self) -> str:
+        return self._device or "control"
+
+    def _answer(self, packet: Packet) -> None:
+        if packet.sender is not None and packet.sender.pid != 0:
+            self._peer = packet.sender
+        answer_fds: list[int] = []
+        try:
+            call = Call.unpack(packet.data)
+            try:
+                result, payload, answer_fds = self._handler.ioctl(
+                    call.nr, call.payload, list(packet.fds)
+                )
+            except OSError as error:
+                result, payload = -(error.errno or errno.EIO), b""
+            # Before the answer: once the caller goes on, its call is on record.
+            if self._tap is not None:
+                self._tap.on_call(
+                    self._device,
+                    call.nr,
+                    call.payload,
+                    len(packet.fds),
+                    result,
+                    payload,
+                    len(answer_fds),
+                )
+            self._send(Answer(result, call.seq, payload), answer_fds)
+        finally:
+            close_fds(packet.fds)
+            close_fds(answer_fds)
+
+    def _send(self, answer: Answer, fds: list[int]) -> None:
+        try:
+            send_packet(self._sock, answer.pack(), fds)
+        except BlockingIOError:
+            # One exchange at a time: a full socket means calls sent without reading answers.
+            raise PacketError("answers are not read") from None
+
+
+class MessageServer:
+    """Carries a device node's messages over one socket. Owns ``sock``.
+
+    The end of the connection releases the node, once.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        node: MessageNode,
+        *,
+        device: str = "",
+        tap: Tap | None = None,
+    ) -> None:
+        self._sock = sock
+        self._node = node
+        self._device = device
+        self._tap = tap
+        self._unsent: deque[bytes] = deque()
+        self._released = False
+        if tap is not None:
+            tap.on_open(device)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        """The socket was full: call :meth:`flush` when it is writable."""
+        return bool(self._unsent)
+
+    def flush(self) -> bool:
+        """Sends what the node's messages are, as far as there is room. False: the connection is
+        over and the node released; close it."""
+        self._unsent.extend(self._node.read_messages())
+        try:
+            while self._unsent:
+                send_packet(self._sock, self._unsent[0])
+                data = self._unsent.popleft()
+                if self._tap is not None:
+                    self._tap.on_message(self._device, data)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            log.warning("%s: message socket closed: %s", self._device, error)
+            self._release()
+            return False
+        return True
+
+    def serve(self) -> bool:
+        """Takes every answer that is there. False: the connection is over and the node
+        released; close it."""
+        try:
+            while (packet := receive_packet(self._sock)) is not None:
+                if packet.fds:
+                    close_fds(packet.fds)
+                    raise PacketError("response with fds")
+                if self._tap is not None:
+                    self._tap.on_response(self._device, packet.data)
+                self._respond(packet.data)
+        except BlockingIOError:
+            return True
+        except (OSError, ValueError) as error:
+            log.warning("%s: message socket closed: %s", self._device, error)
+        except Exception:
+            log.exception("%s: message socket closed", self._device)
+        self._release()
+        return False
+
+    def _respond(self, data: bytes) -> None:
+        try:
+            self._node.write_response(data)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            log.info("%s: answer to a message nobody waits for", self._device)
+
+    def close(self) -> None:
+        """Closes the socket and, where it is still open, the node."""
+        self._release()
+        self._sock.close()
+
+    def _release(self) -> None:
+        if self._released:
+            return
+        self._released = True
+        self._unsent.clear()
+        self._node.release()
+        if self._tap is not None:
+            self._tap.on_close(self._device)
