@@ -1,12 +1,23 @@
 //! The IOTLB: from I/O virtual addresses to host memory. Translation is data: a look-up
 //! returns what it found or the fault; nothing here decides what a fault means.
 
+use crate::published::Published;
+use crate::sigbus;
+use crate::table::{Mapping, Table};
 use crate::{Access, Iova, Perm, Region};
 use rustix::io::Errno;
-use smallvec::SmallVec;
-use std::os::fd::OwnedFd;
-use std::ptr::NonNull;
-use std::sync::Arc;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Most mappings of a device at a time (Linux 7.2 allows a device 2048 entries).
+const MAX_MAPPINGS: usize = 4096;
+/// Most bytes of a device's mappings: a wrong entry must not take the whole process's address
+/// space (128 TiB) from other devices.
+const MAX_BYTES: usize = 1 << 43;
 
 /// One mapping as `VDUSE_IOTLB_GET_FD` describes it: `[start, last]` is at `offset` of the fd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +35,7 @@ pub struct Entry {
 /// Resolves an IOTLB miss. Kernel channel: `VDUSE_IOTLB_GET_FD`; embedded channel: the same
 /// request over its call socket. Called from workers, never with the GIL.
 pub trait Resolver: Send + Sync {
-    /// The first mapping that overlaps `[start, last]`.
+    /// The first mapping that overlaps `[start, last]`; `EINVAL` if there is none.
     fn resolve(&self, start: Iova, last: Iova) -> Result<(OwnedFd, Entry), Errno>;
 }
 
@@ -37,136 +48,164 @@ pub enum Fault {
     /// A mapping exists but does not permit the access.
     #[error("mapping at IOVA {0} does not permit {1:?}")]
     Denied(Iova, Access),
-    /// The range wraps past 2^64, or has no bytes where some are needed.
+    /// The range wraps past 2^64, or has no bytes where some are needed, or lies in two
+    /// mappings where one is needed.
     #[error("bad range: IOVA {0}, {1} bytes")]
     Range(Iova, u64),
     /// The mapping's file was truncated under it.
     #[error("memory at IOVA {0} was taken away (SIGBUS)")]
     Poisoned(Iova),
-    /// The mapping could not be fetched or mapped.
+    /// The mapping could not be fetched or mapped. `EPROTO`: the entry makes no sense;
+    /// `ENOSPC`: too many or too large mappings; `EAGAIN`: it changed again and again.
     #[error("cannot map IOVA {0}: {1}")]
     Resolve(Iova, Errno),
 }
 
-/// One contiguous piece of host memory, shared with the other side: never form a Rust
-/// reference to its bytes. Valid while a [`Pin`] taken after the translation lives.
-#[derive(Clone, Copy, Debug)]
-pub struct Piece {
-    /// First byte.
-    pub ptr: NonNull<u8>,
-    /// Bytes.
-    pub len: usize,
+/// Addresses, both ends inclusive, `start <= last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) start: u64,
+    pub(crate) last: u64,
 }
 
-// SAFETY: a Piece is an address; using it needs the caller to hold the Pin, on any thread.
-unsafe impl Send for Piece {}
+impl Span {
+    #[inline]
+    pub(crate) fn contains(self, iova: u64) -> bool {
+        self.start <= iova && iova <= self.last
+    }
 
-/// The pieces of one translated range, in order.
-pub type Pieces = SmallVec<[Piece; 4]>;
-
-/// A contiguous piece together with what keeps it mapped: ring areas, in-flight records.
-#[derive(Clone, Debug)]
-pub struct Pinned {
-    /// First byte.
-    pub ptr: NonNull<u8>,
-    /// Bytes.
-    pub len: usize,
-    /// The mapping it lies in.
-    pub region: Arc<Region>,
-}
-
-// SAFETY: as for Piece; the Arc keeps the memory mapped.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    /// All of a region.
-    pub fn whole(region: Arc<Region>) -> Pinned {
-        let ptr = NonNull::new(region.as_ptr()).expect("a mapping is never at address 0");
-        Pinned {
-            ptr,
-            len: region.len(),
-            region,
-        }
+    pub(crate) fn overlaps(self, other: Span) -> bool {
+        self.start <= other.last && other.start <= self.last
     }
 }
 
 /// The mappings of one device, shared by its queues.
-pub struct Iotlb {}
+pub struct Iotlb {
+    mappings: Published<Table>,
+    resolver: Arc<dyn Resolver>,
+    misses: AtomicU64,
+    /// Every region handed out that may still be in use, for `is_poisoned`.
+    handed_out: Mutex<Vec<Weak<Region>>>,
+    poisoned: AtomicBool,
+    /// `sigbus::lost()` when `handed_out` was last looked through.
+    looked_at: AtomicUsize,
+}
 
 impl Iotlb {
     /// An empty IOTLB that fetches what is missing from `resolver`.
-    pub fn new(_resolver: Arc<dyn Resolver>) -> Arc<Iotlb> {
-        todo!()
+    pub fn new(resolver: Arc<dyn Resolver>) -> Arc<Iotlb> {
+        Arc::new(Iotlb {
+            mappings: Published::new(Table::default()),
+            resolver,
+            misses: AtomicU64::new(0),
+            handed_out: Mutex::new(Vec::new()),
+            poisoned: AtomicBool::new(false),
+            looked_at: AtomicUsize::new(0),
+        })
     }
 
     /// Drops every mapping that overlaps `[start, last]` and starts a new generation. Views
-    /// see it at their next [`View::refresh`]; requests in flight keep the old mappings alive.
-    /// Returns the new generation.
-    pub fn invalidate(&self, _start: Iova, _last: Iova) -> u64 {
-        todo!()
+    /// see it at their next [`View::refresh`](crate::View::refresh); requests in flight keep
+    /// the old mappings alive. Never waits for the resolver. Returns the new generation.
+    pub fn invalidate(&self, start: Iova, last: Iova) -> u64 {
+        let span = Span {
+            start: start.0,
+            last: last.0,
+        };
+        self.mappings.publish(|table| table.remove(span))
     }
 
     /// The current generation.
+    #[inline]
     pub fn generation(&self) -> u64 {
-        todo!()
+        self.mappings.generation()
     }
 
-    /// Whether any region that this IOTLB has handed out is poisoned.
+    /// How often the resolver was asked.
+    pub fn misses(&self) -> u64 {
+        self.misses.load(Relaxed)
+    }
+
+    /// Whether any region that this IOTLB has handed out is poisoned. Stays true once seen.
+    /// Costs one load while no region of the process was ever lost.
+    #[inline]
     pub fn is_poisoned(&self) -> bool {
-        todo!()
-    }
-}
-
-/// One queue's private view of an [`Iotlb`]: look-ups share no cache line with other queues.
-pub struct View {}
-
-impl View {
-    /// A view of `iotlb`, at its current generation.
-    pub fn new(_iotlb: Arc<Iotlb>) -> View {
-        todo!()
+        sigbus::any_lost() && self.look_for_poison()
     }
 
-    /// Batch boundary: drops what a newer generation has dropped. Returns the generation this
-    /// view is now at (the worker's acknowledgement).
-    #[inline]
-    pub fn refresh(&mut self) -> u64 {
-        todo!()
+    #[cold]
+    fn look_for_poison(&self) -> bool {
+        let lost = sigbus::lost();
+        if !self.poisoned.load(Acquire) && self.looked_at.load(Acquire) != lost {
+            let handed_out = self
+                .handed_out
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let mut regions = handed_out.iter().filter_map(Weak::upgrade);
+            if regions.any(|region| region.is_poisoned()) {
+                self.poisoned.store(true, Release);
+            }
+            self.looked_at.store(lost, Release);
+        }
+        self.poisoned.load(Acquire)
     }
 
-    /// Appends the pieces of `[iova, iova+len)` to `out`, in order; on a fault `out` is as it
-    /// was. `len` 0 is `Fault::Range`.
-    #[inline]
-    pub fn translate(
-        &mut self,
-        _iova: Iova,
-        _len: u32,
-        _access: Access,
-        _out: &mut Pieces,
-    ) -> Result<(), Fault> {
-        todo!()
+    /// The mapping that holds `iova`; the resolver is asked for `[iova, last]`.
+    #[cold]
+    pub(crate) fn mapping(&self, iova: Iova, last: Iova) -> Result<Mapping, Fault> {
+        self.mappings
+            .find_or_fetch(
+                |table| table.find(iova.0).map(|(_, mapping)| mapping.clone()),
+                || self.fetch(iova, last),
+                |table, mapping| {
+                    let bytes = table.bytes().saturating_add(mapping.region.len());
+                    if table.len() >= MAX_MAPPINGS || bytes > MAX_BYTES {
+                        return Err(Fault::Resolve(iova, Errno::NOSPC));
+                    }
+                    self.hand_out(&mapping.region);
+                    let place = table.insert(mapping, iova.0);
+                    Ok(table[place].clone())
+                },
+            )
+            .unwrap_or(Err(Fault::Resolve(iova, Errno::AGAIN)))
     }
 
-    /// The range as one contiguous piece that keeps itself mapped (ring areas); a range over
-    /// two mappings is `Fault::Range`.
-    pub fn pinned(&mut self, _iova: Iova, _len: u64, _access: Access) -> Result<Pinned, Fault> {
-        todo!()
+    fn fetch(&self, iova: Iova, last: Iova) -> Result<Mapping, Fault> {
+        self.misses.fetch_add(1, Relaxed);
+        let failed = |errno| Fault::Resolve(iova, errno);
+        let (fd, entry) = self
+            .resolver
+            .resolve(iova, last)
+            .map_err(|errno| match errno {
+                Errno::INVAL => Fault::Unmapped(iova),
+                errno => failed(errno),
+            })?;
+        let span = Span {
+            start: entry.start.0,
+            last: entry.last.0,
+        };
+        if span.start > span.last || span.last < iova.0 {
+            return Err(failed(Errno::PROTO));
+        }
+        if span.start > iova.0 {
+            return Err(Fault::Unmapped(iova)); // mapped only further on
+        }
+        let len = usize::try_from(span.last - span.start)
+            .ok()
+            .and_then(|bytes| bytes.checked_add(1))
+            .filter(|&len| len <= MAX_BYTES)
+            .ok_or(failed(Errno::NOSPC))?;
+        let region = Region::map(fd.as_fd(), entry.offset, len, entry.perm)
+            .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        Mapping::whole(span.start, entry.perm, region).ok_or(failed(Errno::PROTO))
     }
 
-    /// Keeps every piece that this view has translated so far mapped until dropped: one for
-    /// each request in flight. Cheap: one reference count that only this queue touches.
-    #[inline]
-    pub fn pin(&self) -> Pin {
-        todo!()
-    }
-}
-
-/// Keeps translated pieces mapped; see [`View::pin`].
-#[derive(Clone)]
-pub struct Pin {}
-
-impl Pin {
-    /// Whether a region this pin holds was poisoned: the request must fail.
-    pub fn is_poisoned(&self) -> bool {
-        todo!()
+    fn hand_out(&self, region: &Arc<Region>) {
+        let mut handed_out = self
+            .handed_out
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        handed_out.retain(|region| region.strong_count() > 0);
+        handed_out.push(Arc::downgrade(region));
     }
 }

@@ -2,10 +2,18 @@
 //! finds them by I/O virtual address.
 
 mod iotlb;
+mod piece;
+mod published;
 mod region;
 mod sigbus;
+mod slot;
+mod sync;
+mod table;
 mod units;
+mod view;
 
-pub use iotlb::{Entry, Fault, Iotlb, Piece, Pieces, Pin, Pinned, Resolver, View};
+pub use iotlb::{Entry, Fault, Iotlb, Resolver};
+pub use piece::{Piece, Pieces, Pinned, Word, Words};
 pub use region::Region;
 pub use units::{Access, Iova, Perm};
+pub use view::{Pin, View};

@@ -1,38 +1,86 @@
 //! A mapped piece of a file, shared with the other side.
 
 use crate::Perm;
+use crate::sigbus::Guard;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 /// A shared mapping of part of a file, unmapped when its last reference goes.
 #[derive(Debug)]
 pub struct Region {
-    ptr: *mut u8,
+    /// First byte asked for.
+    ptr: NonNull<u8>,
+    /// Bytes asked for.
     len: usize,
+    /// Bytes mapped before `ptr`, down to the page's start.
+    lead: usize,
+    /// Dropped by hand, before the memory is unmapped.
+    guard: ManuallyDrop<Guard>,
 }
 
-// SAFETY: skeleton, to be replaced.
+// SAFETY: a Region is an address range; its methods do not touch the memory, and unmapping
+// may be done by any thread.
 unsafe impl Send for Region {}
-// SAFETY: skeleton, to be replaced.
+// SAFETY: as above.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Maps `len` bytes at `offset` of `fd`, shared, with the protection `perm` asks for,
-    /// and puts the region under the SIGBUS handler's guard.
-    pub fn map(
-        _fd: BorrowedFd<'_>,
-        _offset: u64,
-        _len: usize,
-        _perm: Perm,
-    ) -> io::Result<Arc<Region>> {
-        todo!()
+    /// Maps `len` bytes at `offset` (in bytes, any alignment) of `fd`, shared, with the
+    /// protection `perm` asks for, and puts the region under the SIGBUS handler's guard.
+    ///
+    /// # Errors
+    /// `EINVAL` for no bytes or more than an object may have, otherwise mmap's; `ENOMEM`
+    /// also when the process has more regions than the guard's table holds.
+    pub fn map(fd: BorrowedFd<'_>, offset: u64, len: usize, perm: Perm) -> io::Result<Arc<Region>> {
+        let lead = (offset % rustix::param::page_size() as u64) as usize;
+        let whole = len
+            .checked_add(lead)
+            .filter(|&whole| len > 0 && whole <= isize::MAX as usize)
+            .ok_or(Errno::INVAL)?;
+        let protection = match perm {
+            Perm::Ro => ProtFlags::READ,
+            Perm::Wo => ProtFlags::WRITE,
+            Perm::Rw => ProtFlags::READ | ProtFlags::WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let base = unsafe {
+            mmap(
+                ptr::null_mut(),
+                whole,
+                protection,
+                MapFlags::SHARED,
+                fd,
+                offset - lead as u64,
+            )
+        }?;
+        let guard = match Guard::new(base as usize, whole) {
+            Ok(guard) => ManuallyDrop::new(guard),
+            Err(error) => {
+                // SAFETY: the mapping made above, which nobody has seen.
+                unsafe { munmap(base, whole) }?;
+                return Err(error);
+            }
+        };
+        // SAFETY: `lead` lies in the mapping of `whole` bytes at `base`.
+        let ptr = unsafe { base.cast::<u8>().add(lead) };
+        let ptr = NonNull::new(ptr).expect("mmap never maps address 0 unasked");
+        Ok(Arc::new(Region {
+            ptr,
+            len,
+            lead,
+            guard,
+        }))
     }
 
     /// The first byte.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
-        self.ptr
+        self.ptr.as_ptr()
     }
 
     /// Bytes mapped.
@@ -46,6 +94,23 @@ impl Region {
     /// shared with the other side, and every request that touched it must fail.
     #[inline]
     pub fn is_poisoned(&self) -> bool {
-        todo!()
+        self.guard.is_poisoned()
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: dropped once, here. First the guard, so that the handler can never map
+        // pages over an address range that belongs to somebody else by then.
+        unsafe { ManuallyDrop::drop(&mut self.guard) };
+        // SAFETY: exactly the range `map` mapped. Nobody has it any more: every piece's
+        // holder keeps this region alive. Failing (ENOMEM by splitting) is impossible for a
+        // whole mapping, and there is nobody to tell.
+        let _ = unsafe {
+            munmap(
+                self.ptr.as_ptr().sub(self.lead).cast(),
+                self.len + self.lead,
+            )
+        };
     }
 }
