@@ -89,13 +89,13 @@ STRUCTS = st.one_of(
 
 
 @pytest.mark.parametrize(("struct", "size"), SIZES.items(), ids=lambda v: getattr(v, "__name__", v))
-def test_struct_sizes(struct: type, size: int) -> None:
-    assert struct.SIZE == size  # type: ignore[attr-defined]
+def test_struct_sizes(struct: type[abi.Struct], size: int) -> None:
+    assert size == struct.SIZE
 
 
 def test_ioctl_numbers_seen_on_both_kernels() -> None:
-    assert abi.Ioctl.CREATE_DEV == 0x41508102
-    assert abi.Ioctl.DESTROY_DEV == 0x41008103
+    assert int(abi.Ioctl.CREATE_DEV) == 0x41508102
+    assert int(abi.Ioctl.DESTROY_DEV) == 0x41008103
 
 
 @given(STRUCTS)
@@ -141,6 +141,7 @@ def test_packed_state_is_masked() -> None:
 
 
 PROBE = r"""
+#include <linux/ioctl.h>
 #include <linux/vduse.h>
 #include <stdio.h>
 #include <string.h>

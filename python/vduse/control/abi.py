@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Self
@@ -60,6 +61,24 @@ def unpack_name(data: bytes) -> str:
     return _name_str(data)
 
 
+class Struct(ABC):
+    """What every struct here can do."""
+
+    __slots__ = ()
+
+    #: Bytes, without a variable part.
+    SIZE: ClassVar[int]
+
+    @abstractmethod
+    def pack(self) -> bytes:
+        """The struct's bytes. struct.error: a value does not fit its field."""
+
+    @classmethod
+    @abstractmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The struct that lies in ``data``. ValueError: wrong length."""
+
+
 # --- virtqueue positions ------------------------------------------------------------------
 
 _SPLIT = struct.Struct("=H6x")
@@ -92,7 +111,7 @@ def decode_vq_state(data: bytes, packed: bool) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class DevConfig:
+class DevConfig(Struct):
     """struct vduse_dev_config, of VDUSE_CREATE_DEV. ``pack`` appends the config space."""
 
     name: str
@@ -154,7 +173,7 @@ class DevConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class IotlbEntry:
+class IotlbEntry(Struct):
     """struct vduse_iotlb_entry, of VDUSE_IOTLB_GET_FD: IOVAs [start, last] lie at ``offset``
     of the returned fd. The caller sets start and last."""
 
@@ -176,7 +195,7 @@ class IotlbEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class IotlbEntryV2:
+class IotlbEntryV2(Struct):
     """struct vduse_iotlb_entry_v2, of VDUSE_IOTLB_GET_FD2 (API version 1)."""
 
     v1: IotlbEntry
@@ -196,7 +215,7 @@ class IotlbEntryV2:
 
 
 @dataclass(frozen=True, slots=True)
-class DevSetConfig:
+class DevSetConfig(Struct):
     """struct vduse_config_data, of VDUSE_DEV_SET_CONFIG. ``pack`` appends the data."""
 
     #: Bytes from the start of the config space.
@@ -219,7 +238,7 @@ class DevSetConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class VqConfig:
+class VqConfig(Struct):
     """struct vduse_vq_config, of VDUSE_VQ_SETUP."""
 
     index: int
@@ -245,7 +264,7 @@ class VqConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class VqInfo:
+class VqInfo(Struct):
     """struct vduse_vq_info, of VDUSE_VQ_GET_INFO. The caller sets index."""
 
     index: int
@@ -279,7 +298,7 @@ class VqInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class VqEventfd:
+class VqEventfd(Struct):
     """struct vduse_vq_eventfd, of VDUSE_VQ_SETUP_KICKFD. On the embedded channel the eventfd
     travels beside it, and ``fd`` only says whether there is one."""
 
@@ -298,7 +317,7 @@ class VqEventfd:
 
 
 @dataclass(frozen=True, slots=True)
-class IovaUmem:
+class IovaUmem(Struct):
     """struct vduse_iova_umem, of VDUSE_IOTLB_REG_UMEM and VDUSE_IOTLB_DEREG_UMEM."""
 
     #: Page-aligned address in the caller's own process.
@@ -322,7 +341,7 @@ class IovaUmem:
 
 
 @dataclass(frozen=True, slots=True)
-class IovaInfo:
+class IovaInfo(Struct):
     """struct vduse_iova_info, of VDUSE_IOTLB_GET_INFO. The caller sets start and last."""
 
     start: int
@@ -370,11 +389,20 @@ _U32 = struct.Struct("=I")
 _U8 = struct.Struct("=B")
 _RANGE = struct.Struct("=QQI4x")
 _PAIR = struct.Struct("=II")
-_BODY_SIZE = 128
+
+
+class _Body(ABC):
+    """A message: what lies in the union of vduse_dev_request."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def pack(self) -> bytes:
+        """The union's first bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class GetVqState:
+class GetVqState(_Body):
     """Stop at virtqueue ``index`` and say where it stands."""
 
     index: int
@@ -389,7 +417,7 @@ class GetVqState:
 
 
 @dataclass(frozen=True, slots=True)
-class SetStatus:
+class SetStatus(_Body):
     """The driver sets the device status; 0 resets."""
 
     status: int
@@ -404,7 +432,7 @@ class SetStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateIotlb:
+class UpdateIotlb(_Body):
     """Mappings of IOVAs [start, last] are not valid any more."""
 
     start: int
@@ -422,7 +450,7 @@ class UpdateIotlb:
 
 
 @dataclass(frozen=True, slots=True)
-class SetVqGroupAsid:
+class SetVqGroupAsid(_Body):
     """A virtqueue group changes its address space (API version 1)."""
 
     group: int
@@ -438,7 +466,7 @@ class SetVqGroupAsid:
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateCallfd:
+class UpdateCallfd(_Body):
     """Extension: fetch the call fd of virtqueue ``index`` again."""
 
     index: int
@@ -453,7 +481,7 @@ class UpdateCallfd:
 
 
 @dataclass(frozen=True, slots=True)
-class UnknownMessage:
+class UnknownMessage(_Body):
     """A request of a type that this program does not know: answer it FAILED."""
 
     type: int
@@ -475,7 +503,7 @@ _MESSAGES: dict[
 
 
 @dataclass(frozen=True, slots=True)
-class DevRequest:
+class DevRequest(Struct):
     """struct vduse_dev_request: one message to the device."""
 
     request_id: int
@@ -501,7 +529,7 @@ class DevRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class DevResponse:
+class DevResponse(Struct):
     """struct vduse_dev_response: the device's answer to one message."""
 
     request_id: int
