@@ -1,0 +1,1 @@
+"""The `vduse` command: one table of commands, and what they do."""

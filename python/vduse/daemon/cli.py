@@ -1,0 +1,113 @@
+"""The command line, made from the command table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from vduse.daemon.errors import UserError
+from vduse.daemon.table import Command, Param
+
+Table = Sequence[Command[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """A command line, parsed."""
+
+    command: Command[Any, Any]
+    options: Any
+    json: bool
+    verbosity: int
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help shows how)")
+
+
+def parse(table: Table, argv: Sequence[str]) -> Invocation:
+    """UserError for what the table does not have; SystemExit(0) after ``--help``."""
+    by_name = {command.name: command for command in table}
+    name, *rest = argv
+    command = by_name.get(name)
+    if command is None:
+        raise UserError(
+            f"unknown command '{name}'{_did_you_mean(name, by_name)} (vduse --help lists them)"
+        )
+    parser = command_parser(command)
+    values, unknown = parser.parse_known_args(rest)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        hint = _did_you_mean(unknown[0], known)
+        what = "option" if unknown[0].startswith("-") else "argument"
+        parser.error(f"unknown {what} '{unknown[0]}'{hint}")
+    given = vars(values)
+    json, verbosity = given.pop("json"), given.pop("verbose")
+    return Invocation(command, command.options(**given), json, verbosity)
+
+
+def command_parser(command: Command[Any, Any]) -> argparse.ArgumentParser:
+    """The parser of one command, with its help."""
+    examples = "\n".join(f"  {line}\n      {what}" for line, what in command.examples)
+    parser = _Parser(
+        prog=f"vduse {command.name}",
+        description=command.description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    defaults = {f.name: f.default for f in dataclasses.fields(command.options)}
+    for name, param in command.params().items():
+        _add(parser, name, param, defaults[name])
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="log what happens; twice: everything"
+    )
+    return parser
+
+
+def overview(table: Table) -> str:
+    """What ``vduse --help`` prints."""
+    rows = "\n".join(f"  vduse {command.name:10} {command.help}" for command in table)
+    first = "\n".join(f"  {c.examples[0][0]:42} {c.examples[0][1]}" for c in table)
+    return (
+        "vDPA devices in userspace: write a virtio device once, attach it anywhere.\n\n"
+        f"commands:\n{rows}\n\nexamples:\n{first}\n\n"
+        "vduse COMMAND --help shows a command's options; vduse --version the version.\n"
+    )
+
+
+def _add(parser: argparse.ArgumentParser, name: str, param: Param, default: Any) -> None:
+    flag = "--" + name.replace("_", "-")
+    if param.kind == "flag":
+        parser.add_argument(flag, action="store_true", help=param.help)
+        return
+    parse = _shown(param.parse)
+    if param.kind == "argument":
+        parser.add_argument(
+            name, nargs="?", default=default, type=parse, metavar=param.metavar, help=param.help
+        )
+        return
+    text = f"{param.help} (default: {param.shown_default})"
+    parser.add_argument(flag, default=default, type=parse, metavar=param.metavar, help=text)
+
+
+def _shown(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse shows an ArgumentTypeError's text, not a ValueError's."""
+
+    def wrapped(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return wrapped
+
+
+def _did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean '{close[0]}'?" if close else ""

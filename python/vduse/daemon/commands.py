@@ -1,0 +1,105 @@
+"""The command table. Handlers import what they run: help and errors must not wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vduse.daemon.table import Command, Context, argument, flag, option
+from vduse.daemon.units import parse_size
+
+if TYPE_CHECKING:
+    from vduse.daemon.demo.report import Report
+    from vduse.daemon.doctor import Diagnosis
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise ValueError(f"'{text}' is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of ``vduse demo``."""
+
+    image: str | None = argument(
+        "disk image; made if it does not exist. One that has contents is only read. "
+        "Left out: a temporary one",
+        metavar="IMAGE",
+    )
+    size: int = option("1G", "size of an image that is made", metavar="SIZE", parse=parse_size)
+    queues: int = option("1", "virtqueues", metavar="N", parse=_whole(1, 64))
+    queue_size: int = option("256", "entries of a virtqueue", metavar="N", parse=_whole(2, 32768))
+    packed: bool = flag("packed virtqueues instead of split ones")
+    read_only: bool = flag("offer the disk read-only; nothing is written")
+    direct: bool = flag("bypass the page cache (O_DIRECT)")
+    keep: bool = flag("keep the images that were made")
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Options of ``vduse doctor``: none."""
+
+
+def _demo(options: DemoOptions, context: Context) -> Report:
+    from vduse.daemon.demo import run
+
+    return run(options, context)
+
+
+def _show_demo(report: Report, context: Context) -> None:
+    from vduse.daemon.demo.report import show
+
+    show(report, context)
+
+
+def _doctor(_options: DoctorOptions, _context: Context) -> Diagnosis:
+    from vduse.daemon.doctor import diagnose
+
+    return diagnose()
+
+
+def _show_doctor(diagnosis: Diagnosis, context: Context) -> None:
+    from vduse.daemon.doctor import show
+
+    show(diagnosis, context)
+
+
+TABLE: tuple[Command[Any, Any], ...] = (
+    Command(
+        name="demo",
+        help="Real I/O on a file system image, through the whole stack",
+        description=(
+            "Serves an image as a virtio-blk device on the embedded framework, attaches it with\n"
+            "virtio_vdpa, writes and reads real files through it, compares checksums, and\n"
+            "prints what moved on the control path and the data path."
+        ),
+        examples=(
+            ("vduse demo", "a temporary 1 GiB image"),
+            ("vduse demo disk.img --size 4G --keep", "make disk.img and keep it"),
+            ("vduse demo disk.img", "again: disk.img has contents now and is only read"),
+            ("vduse demo --packed --queues 4 --json", "packed rings, four queues, facts as JSON"),
+        ),
+        options=DemoOptions,
+        run=_demo,
+        show=_show_demo,
+    ),
+    Command(
+        name="doctor",
+        help="What this host can do, and what is missing for the rest",
+        description="Checks this host. Exit code 1 if the embedded framework cannot work here.",
+        examples=(
+            ("vduse doctor", "one line a check"),
+            ("vduse doctor --json", "the same for a program"),
+        ),
+        options=DoctorOptions,
+        run=_doctor,
+        show=_show_doctor,
+        exit_code=lambda diagnosis: 0 if diagnosis.embedded_framework else 1,
+    ),
+)

@@ -1,0 +1,46 @@
+"""`vduse doctor`: what this host can do, and what is missing for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from vduse.daemon.doctor.check import Check
+from vduse.daemon.doctor.extras import EXTRAS
+from vduse.daemon.doctor.needed import NEEDED
+from vduse.daemon.table import Context
+
+_COLOURS = {"ok": "green", "limited": "yellow", "missing": "red"}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Every check, and whether the embedded framework works here."""
+
+    embedded_framework: bool
+    checks: tuple[Check, ...]
+
+
+def diagnose() -> Diagnosis:
+    """Runs every check; nothing on the host is changed."""
+    needed = [probe() for probe in NEEDED]
+    works = all(check.state != "missing" for check in needed)
+    return Diagnosis(works, (*needed, *(probe() for probe in EXTRAS)))
+
+
+def show(diagnosis: Diagnosis, context: Context) -> None:
+    """One line a check; the advice below those that need some."""
+    for check in diagnosis.checks:
+        line = Text.assemble(
+            (f"{check.state:8}", _COLOURS[check.state]), f" {check.name:16} {check.detail}"
+        )
+        if check.how:
+            line.append(f"\n{'':26}-> {check.how}", style="dim")
+        context.out.print(line, soft_wrap=True)
+    context.out.print()
+    context.out.print(
+        "The embedded framework works here."
+        if diagnosis.embedded_framework
+        else "The embedded framework does not work here: see what is missing above."
+    )

@@ -1,0 +1,28 @@
+"""Log lines on stderr, in the user's terms."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        source = record.name.removeprefix("vduse.").replace("_", " ")
+        record.message = record.getMessage()
+        line = f"vduse: {record.levelname.lower()}: {source}: {record.message}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def setup(verbosity: int) -> None:
+    """Warnings only at 0; progress of the control path at 1 (``-v``), all at 2 (``-vv``)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger("vduse")
+    root.handlers[:] = [handler]
+    root.propagate = False
+    root.setLevel(_LEVELS[min(verbosity, len(_LEVELS) - 1)])

@@ -1,0 +1,52 @@
+"""SIGINT and SIGTERM become one exception in the main thread, and only where that is safe."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from vduse.daemon.errors import Stopped
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopper:
+    """Raises :class:`Stopped` once; never while :meth:`held`, where a resource changes hands
+    or is given back."""
+
+    def __init__(self) -> None:
+        self._holds = 0
+        self._pending: int | None = None
+        self._raised = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handles the signals, and puts the former handlers back."""
+        former = {signum: signal.signal(signum, self._on_signal) for signum in _SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in former.items():
+                signal.signal(signum, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A signal that arrives inside takes effect at the end."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+        self._raise_pending()
+
+    def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
+        if self._pending is None:
+            self._pending = signum
+        self._raise_pending()
+
+    def _raise_pending(self) -> None:
+        if self._pending is not None and not self._raised and self._holds == 0:
+            self._raised = True
+            raise Stopped(self._pending)

@@ -1,0 +1,82 @@
+"""The shape of a command: what the command line, its help and other front ends are made from.
+
+A command's options are the fields of a frozen dataclass; its result is a dataclass of facts,
+which ``--json`` prints as they are and ``show`` prints for people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from rich.console import Console
+
+from vduse.daemon.signals import Stopper
+
+Options = TypeVar("Options")
+Facts = TypeVar("Facts")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running command has of its surroundings."""
+
+    #: Where facts go.
+    out: Console
+    #: Where progress goes; not for machines.
+    err: Console
+    stopper: Stopper
+
+
+@dataclass(frozen=True)
+class Param:
+    """How one option is given. ``parse`` turns its text into the field's value; its ValueError
+    is shown to the person as it is."""
+
+    kind: Literal["argument", "option", "flag"]
+    help: str
+    parse: Callable[[str], Any] = str
+    metavar: str | None = None
+    #: The default as the help shows it.
+    shown_default: str | None = None
+
+
+def argument(help: str, *, metavar: str, parse: Callable[[str], Any] = str) -> Any:
+    """A positional argument that may be left out; the field is None then."""
+    return dataclasses.field(
+        default=None, metadata={"param": Param("argument", help, parse, metavar)}
+    )
+
+
+def option(default: str, help: str, *, metavar: str, parse: Callable[[str], Any] = str) -> Any:
+    """``--name VALUE``; the default is given as a person would type it."""
+    param = Param("option", help, parse, metavar, default)
+    return dataclasses.field(default=parse(default), metadata={"param": param})
+
+
+def flag(help: str) -> Any:
+    """``--name``; False where not given."""
+    return dataclasses.field(default=False, metadata={"param": Param("flag", help)})
+
+
+@dataclass(frozen=True)
+class Command(Generic[Options, Facts]):
+    """One row of the table."""
+
+    name: str
+    #: One line, for the list of commands.
+    help: str
+    description: str
+    #: Command lines and what each is for.
+    examples: tuple[tuple[str, str], ...]
+    options: type[Options]
+    run: Callable[[Options, Context], Facts]
+    show: Callable[[Facts, Context], None]
+    exit_code: Callable[[Facts], int] = lambda facts: 0
+
+    def params(self) -> dict[str, Param]:
+        """The options by field name, in the order of declaration."""
+        fields = dataclasses.fields(self.options)  # type: ignore[arg-type]
+        return {field.name: field.metadata["param"] for field in fields}

@@ -1,0 +1,98 @@
+"""A person's mistake is one line on stderr that says what to do, and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from pathlib import Path
+
+import pytest
+
+from vduse.daemon import main as program
+from vduse.daemon.errors import Stopped, UserError, image_error
+
+DEMO_HELP = "(vduse demo --help shows how)"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dmo", "unknown command 'dmo', did you mean 'demo'? (vduse --help lists them)"),
+        ("--frob", "unknown command '--frob' (vduse --help lists them)"),
+        ("demo --sise 3", f"unknown option '--sise', did you mean '--size'? {DEMO_HELP}"),
+        ("demo a b", f"unknown argument 'b' {DEMO_HELP}"),
+        ("demo --size", f"argument --size: expected one argument {DEMO_HELP}"),
+        (
+            "demo --size 3X",
+            "argument --size: '3X' is not a size: use a whole number of bytes, or of k, M, G, T "
+            f"(1k = 1024), for example 512, 4k or 1G {DEMO_HELP}",
+        ),
+        (
+            "demo --queues 0",
+            f"argument --queues: '0' is not a whole number from 1 to 64 {DEMO_HELP}",
+        ),
+        (
+            "demo --queue-size two",
+            f"argument --queue-size: 'two' is not a whole number from 2 to 32768 {DEMO_HELP}",
+        ),
+        (
+            "doctor --jsn",
+            "unknown option '--jsn', did you mean '--json'? (vduse doctor --help shows how)",
+        ),
+    ],
+)
+def test_bad_command_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"vduse: error: {message}\n"
+    assert captured.out == ""
+
+
+def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["demo", "--read"]) == 2
+    assert "unknown option '--read'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "err"),
+    [
+        (UserError("use another name"), 2, "vduse: error: use another name\n"),
+        (Stopped(2), 130, "vduse: stopped\n"),
+        (Stopped(15), 143, "vduse: stopped\n"),
+        (
+            ValueError("odd"),
+            1,
+            "vduse: internal fault: ValueError: odd "
+            "(run again with -v for the traceback, and report it)\n",
+        ),
+    ],
+)
+def test_how_a_command_ends(
+    raised: BaseException,
+    code: int,
+    err: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*_: object) -> int:
+        raise raised
+
+    logging.getLogger("vduse").setLevel(logging.WARNING)
+    monkeypatch.setattr(program, "_run", run)
+    assert program.main(["demo"]) == code
+    assert capsys.readouterr().err == err
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOENT, "no such file or folder: check the path"),
+        (errno.EAGAIN, "in use by another program: stop that one first, or use another image"),
+        (errno.EISDIR, "it is a folder: name a file in it"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_image_errors_say_what_to_do(number: int, advice: str, tmp_path: Path) -> None:
+    image = str(tmp_path / "disk.img")
+    error = image_error(image, OSError(number, "Input/output error"))
+    assert str(error) == f"{image}: {advice}"

@@ -1,0 +1,47 @@
+"""SIGINT and SIGTERM become one exception, and not where a resource changes hands."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from vduse.daemon.errors import Stopped
+from vduse.daemon.signals import Stopper
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_is_raised(signum: signal.Signals, code: int) -> None:
+    former = signal.getsignal(signum)
+    stopper = Stopper()
+    with pytest.raises(Stopped) as stopped, stopper.installed():
+        signal.raise_signal(signum)
+    assert stopped.value.exit_code == code
+    assert signal.getsignal(signum) is former
+
+
+def test_held_signal_is_raised_at_the_end() -> None:
+    stopper = Stopper()
+    steps = []
+    with stopper.installed(), pytest.raises(Stopped):
+        with stopper.held():
+            with stopper.held():
+                signal.raise_signal(signal.SIGTERM)
+            steps.append("still held")
+        steps.append("not reached")
+    assert steps == ["still held"]
+
+
+def test_second_signal_does_not_interrupt_the_clean_up() -> None:
+    stopper = Stopper()
+    with stopper.installed():
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_held_signal_does_not_hide_an_error() -> None:
+    stopper = Stopper()
+    with stopper.installed(), pytest.raises(OSError), stopper.held():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError

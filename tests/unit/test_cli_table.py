@@ -1,0 +1,60 @@
+"""The command line and its help come from the one table."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from vduse.daemon import cli
+from vduse.daemon.commands import TABLE, DemoOptions, DoctorOptions
+from vduse.daemon.main import main
+
+
+def test_defaults_are_those_of_the_options() -> None:
+    assert cli.parse(TABLE, ["demo"]).options == DemoOptions()
+    assert cli.parse(TABLE, ["doctor"]).options == DoctorOptions()
+
+
+def test_every_option_of_the_demo() -> None:
+    line = "demo d.img --size 64M --queues 4 --queue-size 128 --packed --read-only --direct --keep"
+    invocation = cli.parse(TABLE, [*line.split(), "--json", "-vv"])
+    assert invocation.options == DemoOptions(
+        image="d.img",
+        size=64 << 20,
+        queues=4,
+        queue_size=128,
+        packed=True,
+        read_only=True,
+        direct=True,
+        keep=True,
+    )
+    assert (invocation.json, invocation.verbosity) == (True, 2)
+
+
+@pytest.mark.parametrize("command", TABLE, ids=lambda c: c.name)
+def test_examples_parse_and_are_in_the_help(
+    command: cli.Command[object, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command.name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert command.examples
+    for line, what in command.examples:
+        assert line in shown
+        assert what in shown
+        program, *argv = shlex.split(line)
+        assert program == "vduse"
+        assert cli.parse(TABLE, argv).command is command
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_overview_lists_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    for command in TABLE:
+        assert f"vduse {command.name:10} {command.help}\n" in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vduse 0.")
