@@ -69,36 +69,53 @@ def changelog_faults(root: Path) -> list[str]:
 
 
 def undocumented(root: Path) -> list[str]:
-    """Public Python modules, classes and functions without a docstring.
+    """Public Python modules, classes, functions and methods without a docstring.
 
-    A method needs none where a base class or protocol documents it once: where its class has
-    bases, or where it is a declaration (``...``) of a documented class.
+    A method of a name that some class documents, or a protocol declares, needs no second one:
+    ``pack``, ``close``, ``read_messages`` mean the same everywhere.
     """
+    modules = {
+        path: ast.parse(path.read_text(), str(path))
+        for path in files(root, ".py", ".pyi", under="python/vduse")
+    }
+    known = {name for module in modules.values() for name in _documented_methods(module)}
     found = []
-    for path in files(root, ".py", ".pyi", under="python/vduse"):
-        module = ast.parse(path.read_text(), str(path))
+    for path, module in modules.items():
         where = path.relative_to(root)
-        if not path.stem.startswith("_") and ast.get_docstring(module) is None:
+        empty = path.name == "__init__.py" and not module.body
+        if not empty and not path.stem.startswith("_") and not ast.get_docstring(module):
             found.append(f"{where}: the module")
         for node in module.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                found += [f"{where}:{line}: {name}" for line, name in _bare(node)]
+                found += [f"{where}:{line}: {name}" for line, name in _bare(node, known)]
     return found
 
 
-def _bare(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[int, str]]:
+def _methods(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [m for m in node.body if isinstance(m, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def _documented_methods(module: ast.Module) -> set[str]:
+    return {
+        method.name
+        for node in ast.walk(module)
+        if isinstance(node, ast.ClassDef)
+        for method in _methods(node)
+        if ast.get_docstring(method) or _declaration(method)
+    }
+
+
+def _bare(
+    node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, known: set[str]
+) -> list[tuple[int, str]]:
     if node.name.startswith("_"):
         return []
     found = [] if ast.get_docstring(node) else [(node.lineno, node.name)]
     if isinstance(node, ast.ClassDef):
         found += [
             (method.lineno, f"{node.name}.{method.name}")
-            for method in node.body
-            if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef)
-            and not method.name.startswith("_")
-            and not ast.get_docstring(method)
-            and not node.bases
-            and not _declaration(method)
+            for method in _methods(node)
+            if not method.name.startswith("_") and method.name not in known
         ]
     return found
 

@@ -86,13 +86,22 @@ def test_undocumented_name_is_found(tmp_path: Path) -> None:
         "python/vduse/a.py",
         "def f(): pass\n"
         "def _g(): pass\n"
-        'class C:\n    """Doc."""\n    def m(self): return 1\n    def d(self): ...\n'
-        'class D(C):\n    """Doc."""\n    def m(self): return 2\n',
+        'class P(Protocol):\n    """Doc."""\n    def declared(self): ...\n'
+        "class C:\n"
+        '    """Doc."""\n'
+        "    def m(self): return 1\n"
+        '    def once(self):\n        """Doc."""\n'
+        'class D:\n    """Doc."""\n'
+        "    def once(self): return 1\n"
+        "    def declared(self): return 1\n"
+        "class E: pass\n",
     )
+    write(tmp_path, "python/vduse/__init__.py", "")
     assert style.undocumented(tmp_path) == [
         "python/vduse/a.py: the module",
         "python/vduse/a.py:1: f",
-        "python/vduse/a.py:5: C.m",
+        "python/vduse/a.py:8: C.m",
+        "python/vduse/a.py:15: E",
     ]
 
 

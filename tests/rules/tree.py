@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_BUILT = {".git", ".venv", ".cache", "target", "__pycache__", "node_modules"}
+_BUILT = {".git", ".venv", ".cache", ".hypothesis", "target", "__pycache__", "node_modules"}
 
 
 def files(root: Path, *suffixes: str, under: str = "") -> Iterator[Path]:
