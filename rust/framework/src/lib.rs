@@ -6,6 +6,7 @@ pub mod blk;
 mod dma;
 mod domain;
 mod line;
+mod room;
 
 pub use arena::Arena;
 pub use dma::{Buffer, Coherent, Direction, Dma, DmaError, Mapping};

@@ -5,13 +5,13 @@
 //! to end (one punched hole, microseconds), and only an idle chunk can be claimed. Checked with
 //! loom: `RUSTFLAGS="--cfg loom" cargo test -p vduse-framework --release --lib chunks`.
 
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 use loom::sync::atomic::{AtomicU32, Ordering};
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 use loom::thread::yield_now;
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 use std::sync::atomic::{AtomicU32, Ordering};
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 use std::thread::yield_now;
 
 use std::ops::RangeInclusive;

@@ -41,7 +41,10 @@ impl CoherentSpace {
             .filter(|&pages| pages > 0)
             .ok_or(DmaError::Length(len as usize))?;
         let mut inner = self.inner();
-        let first = inner.ranges.take(pages).ok_or(DmaError::Memory(Errno::NOMEM))?;
+        let first = inner
+            .ranges
+            .take(pages)
+            .ok_or(DmaError::Memory(Errno::NOMEM))?;
         let (start, len) = (bytes(first), bytes(pages));
         if let Err(errno) = fallocate(file, FallocateFlags::empty(), start, len) {
             inner.ranges.give(first, pages);
@@ -67,7 +70,11 @@ impl CoherentSpace {
 
     /// Allocations, ordered by address: first byte and bytes.
     pub(super) fn live(&self) -> Vec<(u64, u64)> {
-        self.inner().live.iter().map(|(&start, &len)| (start, len)).collect()
+        self.inner()
+            .live
+            .iter()
+            .map(|(&start, &len)| (start, len))
+            .collect()
     }
 
     /// Bytes allocated.

@@ -12,6 +12,8 @@ mod chunks;
 mod coherent;
 mod range;
 mod streaming;
+#[cfg(test)]
+mod tests;
 mod umem;
 
 pub(crate) use range::Ranges;
@@ -362,7 +364,10 @@ impl Dma for Domain {
         }
         let shard = streaming::shard();
         let granules = streaming::granules(buffer.len());
-        let first = self.streaming.take(shard, granules).ok_or(DmaError::NoSpace)?;
+        let first = self
+            .streaming
+            .take(shard, granules)
+            .ok_or(DmaError::NoSpace)?;
         let mapping = Mapping {
             iova: Iova(u64::from(first) * GRANULE as u64),
             buffer,
@@ -399,7 +404,9 @@ impl Dma for Domain {
         self.give_back(shard, &mapping);
         drop(umem);
         self.room.announce();
-        copied.and_then(|()| self.check_memory()).map_err(DmaError::Memory)
+        copied
+            .and_then(|()| self.check_memory())
+            .map_err(DmaError::Memory)
     }
 
     /// A quarter of the bounce region: several requests are under way even where each is as

@@ -34,7 +34,12 @@ impl Umem {
     ///
     /// # Safety
     /// The bytes must be mapped readable in this process.
-    pub(super) unsafe fn write(&self, offset: u64, src: *const u8, len: usize) -> Result<(), Errno> {
+    pub(super) unsafe fn write(
+        &self,
+        offset: u64,
+        src: *const u8,
+        len: usize,
+    ) -> Result<(), Errno> {
         // SAFETY: writev only reads the local bytes, which the caller answers for.
         unsafe { self.transfer(offset, src.cast_mut(), len, libc::process_vm_writev) }
     }
