@@ -1,9 +1,13 @@
 //! Virtqueues (virtio 1.3, sections 2.7 split and 2.8 packed): the device side, the driver
 //! side, and the record of requests in flight (vhost-user specification).
 
+mod bits;
 mod device;
 mod driver;
+mod inflight;
 mod layout;
+mod packed;
+mod shared;
 
 pub use device::{Chain, DeviceQueue, Malformed, RingError};
 pub use driver::{AddError, DriverError, DriverQueue};

@@ -1,0 +1,137 @@
+//! From descriptors to a [`Chain`]: the rules both formats share, and indirect tables.
+
+use super::{Chain, Malformed, RingError};
+use crate::Segment;
+use crate::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, Layout};
+use crate::shared::copy_words;
+use vduse_mem::{Access, Iova, Pieces, View};
+
+/// The longest buffer, in bytes (virtio 1.3, sections 2.7.5 and 2.8.6).
+const MAX_BYTES: u64 = 1 << 32;
+
+/// Checks and collects the descriptors of one chain after the other.
+pub(crate) struct Collector {
+    size: u16,
+    indirect: bool,
+    packed: bool,
+    segments: u16,
+    bytes: u64,
+    pieces: Pieces,
+    table: Vec<u64>,
+}
+
+impl Collector {
+    /// For the chains of a queue of `layout`.
+    pub(crate) fn new(layout: &Layout) -> Collector {
+        Collector {
+            size: layout.size,
+            indirect: layout.indirect,
+            packed: layout.packed,
+            segments: 0,
+            bytes: 0,
+            pieces: Pieces::new(),
+            table: Vec::new(),
+        }
+    }
+
+    /// Starts a new chain in `chain`.
+    #[inline]
+    pub(crate) fn start(&mut self, chain: &mut Chain) {
+        chain.readable.clear();
+        chain.writable.clear();
+        self.segments = 0;
+        self.bytes = 0;
+    }
+
+    /// Adds a descriptor's buffer to the chain.
+    #[inline]
+    pub(crate) fn push(&mut self, chain: &mut Chain, desc: Desc) -> Result<(), Malformed> {
+        if self.segments == self.size {
+            return Err(Malformed::TooLong);
+        }
+        if desc.len == 0 {
+            return Err(Malformed::ZeroLength(desc.index));
+        }
+        self.segments += 1;
+        self.bytes += u64::from(desc.len);
+        if self.bytes > MAX_BYTES {
+            return Err(Malformed::TooManyBytes);
+        }
+        let segment = Segment {
+            iova: Iova(desc.addr),
+            len: desc.len,
+        };
+        if desc.flags & DESC_F_WRITE != 0 {
+            chain.writable.push(segment);
+        } else if chain.writable.is_empty() {
+            chain.readable.push(segment);
+        } else {
+            return Err(Malformed::Order);
+        }
+        Ok(())
+    }
+
+    /// Adds all buffers of the indirect table that `desc` refers to. Split tables are linked
+    /// by `next`; packed ones are taken in order, and of their flags only WRITE has a meaning
+    /// (section 2.8.7), but INDIRECT is refused as the driver must not set it.
+    pub(crate) fn push_table(
+        &mut self,
+        view: &mut View,
+        chain: &mut Chain,
+        desc: Desc,
+    ) -> Result<(), RingError> {
+        if !self.indirect || desc.flags & DESC_F_NEXT != 0 {
+            return Err(Malformed::Indirect.into());
+        }
+        let entries = desc.len / 16;
+        if entries == 0 || desc.len % 16 != 0 || entries > u32::from(self.size) {
+            return Err(Malformed::IndirectSize(desc.len).into());
+        }
+        self.pieces.clear();
+        view.translate(Iova(desc.addr), desc.len, Access::Read, &mut self.pieces)?;
+        copy_words(&self.pieces, &mut self.table);
+
+        let mut index = 0;
+        for _ in 0..entries {
+            let entry = self.entry(index);
+            if entry.flags & DESC_F_INDIRECT != 0 {
+                return Err(Malformed::Indirect.into());
+            }
+            self.push(chain, entry)?;
+            if self.packed {
+                index += 1;
+            } else if entry.flags & DESC_F_NEXT == 0 {
+                return Ok(());
+            } else if u32::from(entry.tag) < entries {
+                index = entry.tag;
+            } else {
+                return Err(Malformed::Index(entry.tag).into());
+            }
+        }
+        if self.packed {
+            Ok(())
+        } else {
+            Err(Malformed::TooLong.into())
+        }
+    }
+
+    /// An entry of the private copy of the table.
+    #[inline]
+    fn entry(&self, index: u16) -> Desc {
+        let at = usize::from(index) * 2;
+        let tail = self.table[at + 1];
+        let (third, fourth) = ((tail >> 32) as u16, (tail >> 48) as u16);
+        let (flags, tag) = if self.packed {
+            (fourth, third)
+        } else {
+            (third, fourth)
+        };
+        Desc {
+            addr: self.table[at],
+            len: tail as u32,
+            flags,
+            tag,
+            index,
+        }
+    }
+}
