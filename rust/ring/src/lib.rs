@@ -8,6 +8,10 @@ mod inflight;
 mod layout;
 mod packed;
 mod shared;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use device::{Chain, DeviceQueue, Malformed, RingError};
 pub use driver::{AddError, DriverError, DriverQueue};

@@ -2,7 +2,7 @@
 //! checked offsets, never a Rust reference.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use vduse_mem::{Piece, Pinned};
+use vduse_mem::Pinned;
 
 /// One area: a piece of shared memory of a known length and alignment.
 pub(crate) struct Shared {
@@ -37,8 +37,8 @@ macro_rules! accessors {
 impl Shared {
     /// The area, if it holds `bytes` and starts at a multiple of `align` (a power of two).
     pub(crate) fn new(at: Pinned, bytes: u64, align: usize) -> Option<Shared> {
-        let fits = u64::try_from(at.len).is_ok_and(|len| len >= bytes);
-        (fits && at.ptr.addr().get() % align == 0).then_some(Shared { at })
+        let at = at.part(0, usize::try_from(bytes).ok()?)?;
+        (at.ptr.addr().get() % align == 0).then_some(Shared { at })
     }
 
     /// Whether the memory was taken away (SIGBUS).
@@ -51,7 +51,8 @@ impl Shared {
     #[inline]
     fn address(&self, offset: usize, bytes: usize) -> *mut u8 {
         let at = self.at.ptr.as_ptr().wrapping_add(offset);
-        assert!(offset <= self.at.len && bytes <= self.at.len - offset && at.addr() % bytes == 0);
+        let inside = offset <= self.at.len && bytes <= self.at.len - offset;
+        assert!(inside && at.addr().is_multiple_of(bytes));
         at
     }
 
@@ -59,30 +60,4 @@ impl Shared {
     accessors!(load16, store16, u16, AtomicU16);
     accessors!(load32, store32, u32, AtomicU32);
     accessors!(load64, store64, u64, AtomicU64);
-}
-
-/// Copies shared pieces into `words` (little-endian, zero-padded), each byte read once.
-pub(crate) fn copy_words(pieces: &[Piece], words: &mut Vec<u64>) {
-    let bytes: usize = pieces.iter().map(|piece| piece.len).sum();
-    words.clear();
-    words.resize(bytes.div_ceil(8), 0);
-    let mut done = 0;
-    for piece in pieces {
-        let start = piece.ptr.as_ptr();
-        if (start.addr() | piece.len | done) % 8 == 0 {
-            for k in 0..piece.len / 8 {
-                // SAFETY: the view that translated the piece keeps it mapped until its next
-                // refresh; 8 bytes at `k * 8` lie inside it, aligned.
-                let word = unsafe { AtomicU64::from_ptr(start.add(k * 8).cast()) };
-                words[done / 8 + k] = u64::from_le(word.load(Ordering::Relaxed));
-            }
-        } else {
-            for k in 0..piece.len {
-                // SAFETY: as above, one byte at `k`.
-                let byte = unsafe { AtomicU8::from_ptr(start.add(k)) }.load(Ordering::Relaxed);
-                words[(done + k) / 8] |= u64::from(byte) << (8 * ((done + k) % 8));
-            }
-        }
-        done += piece.len;
-    }
 }

@@ -3,7 +3,6 @@
 use super::{Chain, Malformed, RingError};
 use crate::Segment;
 use crate::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, Layout};
-use crate::shared::copy_words;
 use vduse_mem::{Access, Iova, Pieces, View};
 
 /// The longest buffer, in bytes (virtio 1.3, sections 2.7.5 and 2.8.6).
@@ -17,7 +16,7 @@ pub(crate) struct Collector {
     segments: u16,
     bytes: u64,
     pieces: Pieces,
-    table: Vec<u64>,
+    table: Vec<[u8; 16]>,
 }
 
 impl Collector {
@@ -87,10 +86,7 @@ impl Collector {
         if entries == 0 || desc.len % 16 != 0 || entries > u32::from(self.size) {
             return Err(Malformed::IndirectSize(desc.len).into());
         }
-        self.pieces.clear();
-        view.translate(Iova(desc.addr), desc.len, Access::Read, &mut self.pieces)?;
-        copy_words(&self.pieces, &mut self.table);
-
+        self.copy_table(view, desc.addr, desc.len)?;
         let mut index = 0;
         for _ in 0..entries {
             let entry = self.entry(index);
@@ -115,20 +111,35 @@ impl Collector {
         }
     }
 
+    /// Copies the table to private memory, so that each byte of it is read once.
+    #[inline]
+    fn copy_table(&mut self, view: &mut View, addr: u64, len: u32) -> Result<(), RingError> {
+        self.pieces.clear();
+        view.translate(Iova(addr), len, Access::Read, &mut self.pieces)?;
+        let _pin = view.pin();
+        self.table.resize(len as usize / 16, [0; 16]);
+        let mut rest = self.table.as_flattened_mut();
+        for piece in &self.pieces {
+            // SAFETY: `_pin` is alive, and the pieces were translated for reading.
+            let copied = unsafe { piece.read_into(rest) };
+            rest = &mut rest[copied..];
+        }
+        Ok(())
+    }
+
     /// An entry of the private copy of the table.
     #[inline]
     fn entry(&self, index: u16) -> Desc {
-        let at = usize::from(index) * 2;
-        let tail = self.table[at + 1];
-        let (third, fourth) = ((tail >> 32) as u16, (tail >> 48) as u16);
+        let raw = u128::from_le_bytes(self.table[usize::from(index)]);
+        let (third, fourth) = ((raw >> 96) as u16, (raw >> 112) as u16);
         let (flags, tag) = if self.packed {
             (fourth, third)
         } else {
             (third, fourth)
         };
         Desc {
-            addr: self.table[at],
-            len: tail as u32,
+            addr: raw as u64,
+            len: (raw >> 64) as u32,
             flags,
             tag,
             index,

@@ -263,7 +263,8 @@ impl Packed {
         let first = self.used;
         let mut at = first;
         for (k, done) in self.staged.iter().enumerate() {
-            self.ring.store32(at.offset() + DESC_LEN, done.written, Relaxed);
+            self.ring
+                .store32(at.offset() + DESC_LEN, done.written, Relaxed);
             self.ring.store16(at.offset() + DESC_ID, done.id, Relaxed);
             if k > 0 {
                 let flags = used_flags(at, done);
@@ -272,7 +273,8 @@ impl Packed {
             at = at.advance(done.slots, self.size);
         }
         let flags = used_flags(first, &self.staged[0]);
-        self.ring.store16(first.offset() + DESC_FLAGS, flags, Release);
+        self.ring
+            .store16(first.offset() + DESC_FLAGS, flags, Release);
     }
 
     #[inline]

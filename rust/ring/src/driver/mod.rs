@@ -141,7 +141,10 @@ impl DriverQueue {
     /// Tokens of all requests handed out and not yet back (for failing them).
     pub fn outstanding(&self) -> Vec<u32> {
         let slots = self.slots().slots.iter();
-        slots.filter(|slot| slot.count > 0).map(|slot| slot.token).collect()
+        slots
+            .filter(|slot| slot.count > 0)
+            .map(|slot| slot.token)
+            .collect()
     }
 
     /// Whether a request of `segments` segments can be added now.

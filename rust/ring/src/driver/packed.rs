@@ -96,7 +96,8 @@ impl Packed {
     fn write_desc(&mut self, segment: Segment, flags: u16, id: u16) {
         let at = self.avail;
         let offset = at.offset();
-        self.ring.store64(offset + DESC_ADDR, segment.iova.0, Relaxed);
+        self.ring
+            .store64(offset + DESC_ADDR, segment.iova.0, Relaxed);
         self.ring.store32(offset + DESC_LEN, segment.len, Relaxed);
         self.ring.store16(offset + DESC_ID, id, Relaxed);
         let flags = flags | at.avail_flags();
@@ -117,7 +118,13 @@ impl Packed {
         let added = std::mem::take(&mut self.staged_slots);
         // The descriptors are visible before the device's wish is read (section 2.8.21.3).
         fence(SeqCst);
-        wants_event(&self.device_event, self.avail, added, self.size, self.event_idx)
+        wants_event(
+            &self.device_event,
+            self.avail,
+            added,
+            self.size,
+            self.event_idx,
+        )
     }
 
     #[inline]

@@ -42,7 +42,11 @@ impl Slots {
         if segments == 0 || segments > size {
             return Err(AddError::TooLarge(segments));
         }
-        let count = if self.uses_table(segments) { 1 } else { segments as u16 };
+        let count = if self.uses_table(segments) {
+            1
+        } else {
+            segments as u16
+        };
         if count <= self.free {
             Ok(count)
         } else {
@@ -129,7 +133,8 @@ impl Tables {
             } else {
                 u64::from(write) << 32
             };
-            self.memory.store64(at + 8, u64::from(segment.len) | tail, Relaxed);
+            self.memory
+                .store64(at + 8, u64::from(segment.len) | tail, Relaxed);
         }
         Segment {
             iova: Iova(self.iova.0 + offset),

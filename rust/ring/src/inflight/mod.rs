@@ -11,8 +11,8 @@ mod split;
 pub(crate) use packed::{OpenPacked, PackedRecord};
 pub(crate) use split::SplitRecord;
 
-use crate::shared::Shared;
 use crate::RingError;
+use crate::shared::Shared;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Offsets both layouts begin with.

@@ -173,7 +173,9 @@ impl PackedRecord {
             }
         }
         open.sort_unstable();
-        self.counter = open.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
+        self.counter = open
+            .last()
+            .map_or(0, |(counter, _)| counter.wrapping_add(1));
         let mut chains = Vec::with_capacity(open.len());
         for (_, head) in open {
             let chain = self.recover_chain(size, head, seen)?;
@@ -264,7 +266,8 @@ impl PackedRecord {
         let head = self.entry[usize::from(id)];
         let last = self.last[usize::from(head)];
         self.next[usize::from(last)] = self.free_head;
-        self.mem.store16(state(last) + NEXT, self.free_head, Relaxed);
+        self.mem
+            .store16(state(last) + NEXT, self.free_head, Relaxed);
         self.free_head = head;
     }
 

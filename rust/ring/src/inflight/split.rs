@@ -88,14 +88,17 @@ impl SplitRecord {
         }
         self.mem.store16(USED_IDX, used_idx, Release);
         open.sort_unstable();
-        self.counter = open.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
+        self.counter = open
+            .last()
+            .map_or(0, |(counter, _)| counter.wrapping_add(1));
         Ok(open.into_iter().map(|(_, head)| head).collect())
     }
 
     /// The request at `head` was taken from the avail ring.
     #[inline]
     pub(crate) fn take(&mut self, head: u16) {
-        self.mem.store64(state(head) + COUNTER, self.counter, Relaxed);
+        self.mem
+            .store64(state(head) + COUNTER, self.counter, Relaxed);
         self.counter = self.counter.wrapping_add(1);
         self.mem.store8(state(head) + INFLIGHT, 1, Release);
     }
