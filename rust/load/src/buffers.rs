@@ -4,10 +4,12 @@
 
 use crate::random::mix;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use vduse_framework::Buffer;
 use vduse_mem::{Perm, Region};
 
 /// Which contents a block was written with.
@@ -26,15 +28,20 @@ impl Pattern {
     }
 }
 
-/// Blocks of equal size in mapped memory.
+/// Blocks of equal size.
 #[derive(Debug)]
 pub struct Buffers {
-    region: Arc<Region>,
-    fd: Option<OwnedFd>,
-    /// Bytes from the region's start to the first block.
-    start: usize,
+    base: NonNull<u8>,
     block_size: usize,
     blocks: u32,
+    memory: Memory,
+}
+
+/// What the blocks lie in, which keeps them mapped.
+#[derive(Debug)]
+enum Memory {
+    Own(OwnedFd, #[expect(dead_code, reason = "held")] Arc<Region>),
+    Lent(#[expect(dead_code, reason = "held")] Buffer),
 }
 
 impl Buffers {
@@ -43,39 +50,34 @@ impl Buffers {
         let len = blocks as usize * block_size as usize;
         let fd = memfd_create("vduse-load", MemfdFlags::CLOEXEC)?;
         ftruncate(&fd, len as u64)?;
+        let region = Region::map(fd.as_fd(), 0, len, Perm::Rw)?;
         Ok(Buffers {
-            region: Region::map(fd.as_fd(), 0, len, Perm::Rw)?,
-            fd: Some(fd),
-            start: 0,
+            base: NonNull::new(region.as_ptr()).ok_or(Errno::FAULT)?,
             block_size: block_size as usize,
             blocks,
+            memory: Memory::Own(fd, region),
         })
     }
 
-    /// Blocks in a part of `region` that its owner has set aside for them. `EINVAL` where they
-    /// do not fit, or do not start at a multiple of 8.
-    pub fn within(
-        region: Arc<Region>,
-        start: usize,
-        blocks: u32,
-        block_size: u32,
-    ) -> io::Result<Buffers> {
-        let len = blocks as usize * block_size as usize;
-        if !start.is_multiple_of(8) || start.checked_add(len).is_none_or(|end| end > region.len()) {
-            return Err(rustix::io::Errno::INVAL.into());
+    /// As many blocks as `buffer` holds, which must be 8-byte aligned: else `EINVAL`.
+    pub fn lent(buffer: Buffer, block_size: u32) -> io::Result<Buffers> {
+        if !buffer.as_ptr().cast::<u64>().is_aligned() {
+            return Err(Errno::INVAL.into());
         }
         Ok(Buffers {
-            region,
-            fd: None,
-            start,
+            base: buffer.as_ptr(),
             block_size: block_size as usize,
-            blocks,
+            blocks: (buffer.len() / block_size as usize) as u32,
+            memory: Memory::Lent(buffer),
         })
     }
 
     /// The memory file behind blocks of their own: all of it is blocks.
     pub fn memory_file(&self) -> Option<RawFd> {
-        self.fd.as_ref().map(AsRawFd::as_raw_fd)
+        match &self.memory {
+            Memory::Own(fd, _) => Some(fd.as_raw_fd()),
+            Memory::Lent(_) => None,
+        }
     }
 
     /// Bytes of all blocks.
@@ -97,10 +99,8 @@ impl Buffers {
     /// where there is no such block.
     pub fn block(&self, block: u32) -> NonNull<u8> {
         assert!(block < self.blocks);
-        let offset = self.start + block as usize * self.block_size;
-        // SAFETY: the constructors made sure that every block lies within the region, and a
-        // mapping is never at address 0.
-        unsafe { NonNull::new_unchecked(self.region.as_ptr().add(offset)) }
+        // SAFETY: the constructors counted only blocks that lie in the memory.
+        unsafe { self.base.add(block as usize * self.block_size) }
     }
 
     /// Writes a pattern over a block.
