@@ -147,20 +147,42 @@ class BlkDriver:
         ``kicks_suppressed``, ``irqs``."""
 
 # --- load generator ----------------------------------------------------------------------
+#
+# ``spec``: op (read, write, randread, randwrite, mixed), block_size, depth, requests or
+# seconds, seed, verify, span. Results: requests, bytes, seconds, cpu_seconds (this thread),
+# process_cpu_seconds, errors, messages (the first errors in words), latency_ns (p50, p90, p99,
+# p99.9, max). Signals are looked at about ten times a second. ValueError for a load that cannot
+# be made; OSError or RuntimeError where the driver gives up. :mod:`vduse.testing.load` is the
+# typed front.
 
-def load_ours(driver: BlkDriver, spec: dict[str, Any]) -> dict[str, Any]:
-    """Runs a load on our driver. ``spec``: op (read, write, randread, randwrite, mixed),
-    block_size, depth, requests or seconds, seed, verify. Returns requests, bytes, seconds,
-    cpu_seconds (this thread), process_cpu_seconds, errors, latency_ns (percentiles)."""
+def load_ours(
+    driver: BlkDriver, spec: dict[str, Any], arena: Arena | None = None
+) -> dict[str, Any]:
+    """Runs a load on our driver. With ``arena``, the one it was made with, the data lies there
+    and is not copied."""
 
 def load_virtio_driver(
-    driver: Any, spec: dict[str, Any], packed: bool, queues: int, queue_size: int
+    socket: str,
+    spec: dict[str, Any],
+    packed: bool,
+    queues: int,
+    queue_size: int,
+    event_idx: bool = True,
 ) -> dict[str, Any]:
-    """The same on crate ``virtio-driver``, over any :class:`vduse.bus.driver.Driver`."""
+    """The same on crate ``virtio-driver``, connected to a vhost-user socket
+    (:class:`vduse.testing.vhost_user.VhostUserBridge` puts one before any ``Driver``)."""
 
-def load_virtio_drivers(domain: Domain, device: Any, spec: dict[str, Any]) -> dict[str, Any]:
-    """The same on crate ``virtio-drivers`` through a domain; ``device`` is the vDPA device
-    (:class:`vduse.bus.vdpa.VdpaDevice`)."""
+def load_virtio_drivers(
+    domain: Domain, device: Any, line: VqLine, spec: dict[str, Any]
+) -> dict[str, Any]:
+    """The same on crate ``virtio-drivers`` through a domain; ``device`` is the vDPA device,
+    ``line`` its queue 0."""
+
+def copy_baseline(
+    block_size: int, depth: int, requests: int, rounds: int, write: bool
+) -> list[float]:
+    """Seconds that one thread takes to copy ``requests`` blocks between ``depth`` blocks and
+    as many others, each round."""
 
 # --- device ------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 //! The data buffers of a load: one block for each request in flight, and the pattern by which
 //! a block read is told from any other. The buffers may be shared with a device, so no Rust
-//! reference to their bytes is ever formed.
+//! reference to their bytes is formed, except by an engine that does not share them.
 
 use crate::random::mix;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -101,6 +101,16 @@ impl Buffers {
         assert!(block < self.blocks);
         // SAFETY: the constructors counted only blocks that lie in the memory.
         unsafe { self.base.add(block as usize * self.block_size) }
+    }
+
+    /// A block's bytes.
+    ///
+    /// # Safety
+    /// Nobody else, no device either, may use the block while the reference lives.
+    pub(crate) unsafe fn as_slice_mut(&mut self, block: u32) -> &mut [u8] {
+        let len = self.block_size;
+        // SAFETY: `block_size` bytes are mapped there; alone with them is what the caller owes.
+        unsafe { std::slice::from_raw_parts_mut(self.block(block).as_ptr(), len) }
     }
 
     /// Writes a pattern over a block.

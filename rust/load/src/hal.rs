@@ -4,23 +4,36 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use vduse_framework::{Buffer, Coherent, Direction, Dma, Mapping};
+use vduse_framework::{Buffer, Coherent, Direction, Dma, DmaError, Mapping};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 struct Current {
     dma: Arc<dyn Dma>,
     coherent: HashMap<PhysAddr, Coherent>,
     mappings: HashMap<PhysAddr, Mapping>,
+    failure: Option<DmaError>,
+}
+
+impl Current {
+    /// The crate's `Hal` cannot fail: the first failure is kept for the engine to find.
+    fn keep<T>(&mut self, result: Result<T, DmaError>) -> Option<T> {
+        result
+            .inspect_err(|error| {
+                self.failure.get_or_insert(*error);
+            })
+            .ok()
+    }
 }
 
 thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
 }
 
-/// While it lives, [`DmaHal`] on this thread uses the DMA it was made with.
-pub(crate) struct DmaScope(());
+/// While it lives, [`DmaHal`] on this thread, where it must stay, uses the DMA it was made with.
+pub(crate) struct DmaScope(PhantomData<*const ()>);
 
 impl DmaScope {
     /// One at a time on a thread; a second takes the first one's place.
@@ -29,15 +42,23 @@ impl DmaScope {
             dma,
             coherent: HashMap::new(),
             mappings: HashMap::new(),
+            failure: None,
         };
         CURRENT.set(Some(current));
-        DmaScope(())
+        DmaScope(PhantomData)
+    }
+
+    /// Why the DMA could not do what it was asked, if so.
+    pub(crate) fn failure(&self) -> Option<DmaError> {
+        with(|current| current.failure).flatten()
     }
 }
 
 impl Drop for DmaScope {
     fn drop(&mut self) {
-        let Some(current) = CURRENT.take() else { return };
+        let Some(current) = CURRENT.take() else {
+            return;
+        };
         // What a driver that gave up did not unshare; the device was reset before.
         for mapping in current.mappings.into_values() {
             let _ = current.dma.unmap(mapping, false);
@@ -49,8 +70,7 @@ fn with<T>(f: impl FnOnce(&mut Current) -> T) -> Option<T> {
     CURRENT.with_borrow_mut(|current| current.as_mut().map(f))
 }
 
-/// A mapping that cannot be made has no way out of `Hal::share`; address 0 is never mapped, so
-/// the device refuses the request instead.
+/// Address 0 is never mapped: the device refuses what points there.
 const NOWHERE: PhysAddr = 0;
 
 /// The DMA of the thread's [`DmaScope`].
@@ -61,7 +81,8 @@ pub(crate) struct DmaHal;
 unsafe impl Hal for DmaHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         with(|current| {
-            let coherent = current.dma.alloc_coherent((pages * PAGE_SIZE) as u64).ok()?;
+            let coherent = current.dma.alloc_coherent((pages * PAGE_SIZE) as u64);
+            let coherent = current.keep(coherent)?;
             let result = (coherent.iova.0, coherent.memory.ptr);
             current.coherent.insert(result.0, coherent);
             Some(result)
@@ -96,7 +117,8 @@ unsafe impl Hal for DmaHal {
         // resets the device on the way out.
         let buffer = unsafe { Buffer::new(buffer.cast(), buffer.len()) };
         with(|current| {
-            let mapping = current.dma.map(buffer, direction).ok()?;
+            let mapping = current.dma.map(buffer, direction);
+            let mapping = current.keep(mapping)?;
             let iova = mapping.iova.0;
             current.mappings.insert(iova, mapping);
             Some(iova)
@@ -108,8 +130,8 @@ unsafe impl Hal for DmaHal {
     unsafe fn unshare(paddr: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {
         with(|current| {
             if let Some(mapping) = current.mappings.remove(&paddr) {
-                // A bounce page that is gone fails the request at the device.
-                let _ = current.dma.unmap(mapping, true);
+                let copied = current.dma.unmap(mapping, true);
+                current.keep(copied);
             }
         });
     }

@@ -1,19 +1,26 @@
 //! A load generator: the same load on our own virtio-blk driver and on two that nobody here
 //! wrote.
 
+mod baseline;
 mod buffers;
 mod engine;
+mod hal;
 mod histogram;
+mod ours;
 mod random;
 mod report;
 mod run;
 mod spec;
 mod virtio_driver;
+mod virtio_drivers;
 
+pub use baseline::Baseline;
 pub use buffers::{Buffers, Pattern};
 pub use engine::{Direction, Done, Engine, EngineError};
 pub use histogram::Histogram;
+pub use ours::Ours;
 pub use report::Report;
 pub use run::{LoadError, run};
 pub use spec::{Op, SECTOR, Spec, SpecError, Stop};
 pub use virtio_driver::{VirtioDriver, VirtioDriverSetup};
+pub use virtio_drivers::{VdpaPort, VirtioDrivers};

@@ -1,8 +1,173 @@
-//! Binding of the load half.
+//! Binding of the load generator: builds an engine, runs the load without the GIL.
 
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+use vduse_load::{
+    Baseline, Direction, Engine, EngineError, LoadError, Op, Report, Spec, Stop, VirtioDriver,
+    VirtioDriverSetup, run,
+};
 
-/// Adds this half's classes to the module.
-pub fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct SpecArgs {
+    op: String,
+    block_size: u32,
+    depth: u32,
+    #[pyo3(default)]
+    requests: Option<u64>,
+    #[pyo3(default)]
+    seconds: Option<f64>,
+    #[pyo3(default)]
+    seed: u64,
+    #[pyo3(default)]
+    verify: bool,
+    #[pyo3(default)]
+    span: Option<u64>,
+}
+
+impl SpecArgs {
+    fn check(self) -> PyResult<Spec> {
+        let stop = match (self.requests, self.seconds) {
+            (Some(requests), None) => Stop::Requests(requests),
+            (None, Some(seconds)) => Stop::After(
+                Duration::try_from_secs_f64(seconds)
+                    .map_err(|error| PyValueError::new_err(format!("seconds: {error}")))?,
+            ),
+            _ => return Err(PyValueError::new_err("either requests or seconds")),
+        };
+        Ok(Spec {
+            op: Op::from_name(&self.op)
+                .ok_or_else(|| PyValueError::new_err(format!("unknown op {:?}", self.op)))?,
+            block_size: self.block_size,
+            depth: self.depth,
+            stop,
+            seed: self.seed,
+            verify: self.verify,
+            span: self.span,
+        })
+    }
+}
+
+fn engine_error(error: EngineError) -> PyErr {
+    match error {
+        EngineError::Os(what, errno) => PyOSError::new_err((errno.raw_os_error(), what)),
+        EngineError::Driver(..) => PyRuntimeError::new_err(error.to_string()),
+    }
+}
+
+/// Makes an engine and runs the load on it, without the GIL but for a look at signals about
+/// ten times a second. The panic of an engine is its error: not all were written here.
+fn load<'py, E: Engine>(
+    py: Python<'py>,
+    spec: &Spec,
+    engine: impl FnOnce() -> Result<E, EngineError> + Send,
+) -> PyResult<Bound<'py, PyDict>> {
+    let mut signal = None;
+    let mut interrupted = || {
+        Python::attach(|py| py.check_signals())
+            .map_err(|error| signal = Some(error))
+            .is_err()
+    };
+    let interrupted: &mut (dyn FnMut() -> bool + Send) = &mut interrupted;
+    let outcome = py.detach(|| {
+        catch_unwind(AssertUnwindSafe(|| {
+            run(&mut engine()?, spec, &mut || interrupted())
+        }))
+    });
+    match outcome {
+        Ok(Ok(report)) => to_dict(py, &report),
+        Ok(Err(LoadError::Interrupted)) => {
+            Err(signal.unwrap_or_else(|| PyRuntimeError::new_err("interrupted")))
+        }
+        Ok(Err(LoadError::Engine(error))) => Err(engine_error(error)),
+        Ok(Err(error @ (LoadError::Spec(_) | LoadError::NeverFits(_)))) => {
+            Err(PyValueError::new_err(error.to_string()))
+        }
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Err(PyRuntimeError::new_err(format!(
+                "the driver panicked: {text}"
+            )))
+        }
+    }
+}
+
+fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("requests", report.requests)?;
+    dict.set_item("bytes", report.bytes)?;
+    dict.set_item("seconds", report.elapsed.as_secs_f64())?;
+    dict.set_item("cpu_seconds", report.thread_cpu.as_secs_f64())?;
+    dict.set_item("process_cpu_seconds", report.process_cpu.as_secs_f64())?;
+    dict.set_item("errors", report.errors)?;
+    dict.set_item("messages", &report.messages)?;
+    let latency = PyDict::new(py);
+    for (name, per_million) in [
+        ("p50", 500_000),
+        ("p90", 900_000),
+        ("p99", 990_000),
+        ("p99.9", 999_000),
+    ] {
+        latency.set_item(name, report.latency.percentile(per_million))?;
+    }
+    latency.set_item("max", report.latency.max())?;
+    dict.set_item("latency_ns", latency)?;
+    Ok(dict)
+}
+
+#[pyfunction]
+#[pyo3(signature = (socket, spec, packed, queues, queue_size, event_idx = true))]
+fn load_virtio_driver<'py>(
+    py: Python<'py>,
+    socket: String,
+    spec: SpecArgs,
+    packed: bool,
+    queues: u16,
+    queue_size: u16,
+    event_idx: bool,
+) -> PyResult<Bound<'py, PyDict>> {
+    let spec = spec.check()?;
+    let setup = VirtioDriverSetup {
+        packed,
+        event_idx,
+        queues,
+        queue_size,
+        depth: spec.depth,
+        block_size: spec.block_size,
+    };
+    load(py, &spec, || VirtioDriver::new(&socket, setup))
+}
+
+#[pyfunction]
+fn copy_baseline(
+    py: Python<'_>,
+    block_size: u32,
+    depth: u32,
+    requests: u64,
+    rounds: u32,
+    write: bool,
+) -> PyResult<Vec<f64>> {
+    let direction = match write {
+        true => Direction::Write,
+        false => Direction::Read,
+    };
+    py.detach(|| {
+        let mut baseline = Baseline::new(depth, block_size)?;
+        let round = |_| baseline.copy(requests, direction).as_secs_f64();
+        Ok((0..rounds).map(round).collect())
+    })
+}
+
+/// Adds this half's functions to the module.
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(load_virtio_driver, m)?)?;
+    m.add_function(wrap_pyfunction!(copy_baseline, m)?)?;
     Ok(())
 }

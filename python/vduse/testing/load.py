@@ -1,0 +1,136 @@
+"""The load generator: the same load on our own virtio-blk driver and on two others.
+
+report = run_virtio_driver(driver, Spec(op="mixed", requests=10_000, verify=True))
+print(report.table())
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from vduse import _native
+from vduse.bus.driver import Driver
+from vduse.testing.vhost_user import VhostUserBridge
+
+Op = Literal["read", "write", "randread", "randwrite", "mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A load. Just one of ``requests`` and ``seconds`` is given."""
+
+    op: Op = "randread"
+    #: Bytes of a request, a multiple of 512.
+    block_size: int = 4096
+    #: Requests kept in flight.
+    depth: int = 32
+    requests: int | None = None
+    seconds: float | None = None
+    #: Where the random numbers start.
+    seed: int = 1
+    #: Blocks are written with patterns of their own, what is read must match: loads that only
+    #: read write the span first, loads that write read it back afterwards.
+    verify: bool = False
+    #: Bytes of the disk to use, from its start; None: all.
+    span: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a load found. Counts and times are of the load proper, without what ``verify``
+    adds; ``errors`` are of both."""
+
+    requests: int
+    bytes: int
+    #: Wall clock.
+    seconds: float
+    #: CPU of the thread that makes the load.
+    cpu_seconds: float
+    #: CPU of the process; a device in it is included.
+    process_cpu_seconds: float
+    #: Requests that failed, and blocks that did not read as written.
+    errors: int
+    #: The first errors in words, with their offsets.
+    messages: tuple[str, ...]
+    #: Nanoseconds: p50, p90, p99, p99.9, max.
+    latency_ns: Mapping[str, int]
+
+    @classmethod
+    def from_native(cls, result: dict[str, Any]) -> Self:
+        """From what :mod:`vduse._native` returns."""
+        return cls(**{**result, "messages": tuple(result["messages"])})
+
+    @property
+    def iops(self) -> float:
+        """Requests a second."""
+        return self.requests / self.seconds if self.seconds else 0.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def ns_per_request(self) -> float:
+        """Wall clock, in nanoseconds."""
+        return self.seconds * 1e9 / self.requests if self.requests else 0.0
+
+    @property
+    def cpu_ns_per_request(self) -> float:
+        """CPU of the whole process, in nanoseconds."""
+        return self.process_cpu_seconds * 1e9 / self.requests if self.requests else 0.0
+
+    def to_json(self) -> str:
+        """One object, derived figures included."""
+        derived = ("iops", "bytes_per_second", "ns_per_request", "cpu_ns_per_request")
+        return json.dumps(asdict(self) | {name: getattr(self, name) for name in derived})
+
+    def table(self) -> str:
+        """Some lines for people."""
+        rows = [
+            ("requests", f"{self.requests:,} in {self.seconds:.3f} s ({self.iops:,.0f} IOPS)"),
+            ("data", f"{self.bytes:,} bytes ({self.bytes_per_second / 1e6:,.0f} MB/s)"),
+            (
+                "a request",
+                f"{self.ns_per_request:,.0f} ns, {self.cpu_ns_per_request:,.0f} ns of CPU",
+            ),
+            ("latency", ", ".join(f"{k} {v / 1e3:,.1f} us" for k, v in self.latency_ns.items())),
+            ("errors", str(self.errors)),
+        ]
+        lines = [f"{name:<10} {value}" for name, value in rows]
+        return "\n".join(lines + [f"{'':<10} {message}" for message in self.messages])
+
+
+def run_ours(driver: _native.BlkDriver, spec: Spec, arena: _native.Arena | None = None) -> Report:
+    """On our own driver; with the ``arena`` it was made with, data is not copied."""
+    return Report.from_native(_native.load_ours(driver, asdict(spec), arena))
+
+
+def run_virtio_driver(
+    driver: Driver,
+    spec: Spec,
+    *,
+    packed: bool = False,
+    queues: int = 1,
+    queue_size: int = 128,
+    event_idx: bool = True,
+) -> Report:
+    """On crate ``virtio-driver`` (libblkio's), which reaches ``driver`` over a vhost-user
+    socket. The device is reset before and after.
+
+    On a packed ring with ``event_idx`` the crate may lose a kick, and stall for a tenth of a
+    second, once 65,536 descriptors went by without one.
+    """
+    with VhostUserBridge(driver) as bridge:
+        try:
+            result = _native.load_virtio_driver(
+                bridge.path, asdict(spec), packed, queues, queue_size, event_idx
+            )
+        except (OSError, RuntimeError) as error:
+            if bridge.error is None:
+                raise
+            # What the device's side said tells more than what the front end made of it.
+            raise bridge.error from error
+    return Report.from_native(result)

@@ -1,0 +1,40 @@
+//! What a load through bounce pages is measured against: one thread that copies the same
+//! amount between as much memory.
+
+use crate::{Buffers, Direction};
+use std::time::{Duration, Instant};
+
+/// Two sets of equal buffers, all pages in place.
+pub struct Baseline {
+    driver: Buffers,
+    bounce: Buffers,
+}
+
+impl Baseline {
+    /// `blocks` of `block_size` bytes on either side.
+    pub fn new(blocks: u32, block_size: u32) -> std::io::Result<Baseline> {
+        let mut baseline = Baseline {
+            driver: Buffers::new(blocks, block_size)?,
+            bounce: Buffers::new(blocks, block_size)?,
+        };
+        baseline.copy(blocks.into(), Direction::Write);
+        Ok(baseline)
+    }
+
+    /// Copies `requests` blocks one after the other, in turn, the way a request's data goes.
+    pub fn copy(&mut self, requests: u64, direction: Direction) -> Duration {
+        let blocks = (self.driver.len() / self.driver.block_size()) as u64;
+        let start = Instant::now();
+        for request in 0..requests {
+            let block = (request % blocks) as u32;
+            let (driver, bounce) = (self.driver.block(block), self.bounce.block(block));
+            let (from, to) = match direction {
+                Direction::Read => (bounce, driver),
+                Direction::Write => (driver, bounce),
+            };
+            // SAFETY: two blocks of equal size in different mappings, both ours alone.
+            unsafe { from.copy_to_nonoverlapping(to, self.driver.block_size()) };
+        }
+        start.elapsed()
+    }
+}
