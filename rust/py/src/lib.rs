@@ -4,6 +4,8 @@ use pyo3::prelude::*;
 
 mod channel;
 mod device;
+mod error;
+mod fd;
 mod framework;
 mod load;
 
