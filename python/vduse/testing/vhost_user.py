@@ -22,6 +22,7 @@ from typing import Final, Self
 
 from vduse.bus.driver import Driver
 from vduse.control.abi import ACCESS_RW
+from vduse.control.features import Feature, Status
 
 GET_FEATURES: Final = 1
 SET_FEATURES: Final = 2
@@ -42,11 +43,6 @@ REM_MEM_REG: Final = 38
 
 #: VHOST_USER_F_PROTOCOL_FEATURES, bit 30 of the feature words on the socket.
 F_PROTOCOL_FEATURES: Final = 1 << 30
-#: VIRTIO_F_ACCESS_PLATFORM: a vDPA driver must accept it, a vhost-user front end knows nothing
-#: of it.
-F_ACCESS_PLATFORM: Final = 1 << 33
-#: VIRTIO_F_RING_PACKED.
-F_RING_PACKED: Final = 1 << 34
 #: :meth:`Driver.set_vring_base` of a fresh packed ring: both wrap counters 1.
 PACKED_START: Final = 1 << 15 | 1 << 31
 #: VHOST_USER_PROTOCOL_F_: MQ, REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS.
@@ -66,7 +62,8 @@ _REGION = struct.Struct("=8xQQQQ")
 _CONFIG = struct.Struct("=III")
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_ACKNOWLEDGE, _DRIVER, _DRIVER_OK, _FEATURES_OK = 1, 2, 4, 8
+_STARTED = Status.ACKNOWLEDGE | Status.DRIVER
+_AGREED = _STARTED | Status.FEATURES_OK
 
 
 class ProtocolError(Exception):
@@ -91,8 +88,8 @@ class _Session:
         #: Kick eventfds, until one was kicked.
         self.unkicked: list[int] = []
         driver.set_status(0)
-        driver.set_status(_ACKNOWLEDGE)
-        driver.set_status(_ACKNOWLEDGE | _DRIVER)
+        driver.set_status(Status.ACKNOWLEDGE)
+        driver.set_status(_STARTED)
 
     def handle(self, request: int, payload: bytes, fds: list[int]) -> bytes | None:
         """The reply's payload, None where only an acknowledgement is due. Owns ``fds``."""
@@ -108,7 +105,7 @@ class _Session:
     def first_kick(self) -> None:
         """The front end has no word for DRIVER_OK: its first kick says it."""
         self.unkicked = []
-        self.driver.set_status(_ACKNOWLEDGE | _DRIVER | _FEATURES_OK | _DRIVER_OK)
+        self.driver.set_status(_AGREED | Status.DRIVER_OK)
 
     def close(self) -> None:
         """The front end is gone: reset the device, take its memory away."""
@@ -121,15 +118,17 @@ class _Session:
                 os.close(fd)
 
     def _get_features(self, payload: bytes, fds: list[int]) -> bytes:
-        return _U64.pack(self.driver.get_features() & ~F_ACCESS_PLATFORM | F_PROTOCOL_FEATURES)
+        # A vDPA driver must accept ACCESS_PLATFORM, a vhost-user front end knows nothing of it.
+        offered = self.driver.get_features() & ~Feature.ACCESS_PLATFORM
+        return _U64.pack(offered | F_PROTOCOL_FEATURES)
 
     def _set_features(self, payload: bytes, fds: list[int]) -> None:
         (features,) = _U64.unpack(payload)
-        self.driver.set_features(features & ~F_PROTOCOL_FEATURES | F_ACCESS_PLATFORM)
-        self.driver.set_status(_ACKNOWLEDGE | _DRIVER | _FEATURES_OK)
-        if not self.driver.get_status() & _FEATURES_OK:
+        self.driver.set_features(features & ~F_PROTOCOL_FEATURES | Feature.ACCESS_PLATFORM)
+        self.driver.set_status(_AGREED)
+        if not self.driver.get_status() & Status.FEATURES_OK:
             raise ProtocolError(f"the device refuses features {features:#x}")
-        self.packed = bool(features & F_RING_PACKED)
+        self.packed = bool(features & Feature.RING_PACKED)
 
     def _set_nothing(self, payload: bytes, fds: list[int]) -> None:
         pass
