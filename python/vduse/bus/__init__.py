@@ -1,0 +1,1 @@
+"""The vDPA bus, its drivers, and what a program does with them."""

@@ -1,0 +1,51 @@
+"""The vhost_vdpa bus driver (drivers/vhost/vdpa.c): a device for a user with memory of its own,
+shared by fd. No copy."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from vduse.bus.errors import DeviceBusy, VdpaError
+from vduse.bus.vdpa import KickWatcher, VdpaDevice
+from vduse.bus.vhost_file import VhostVdpaFile
+
+log = logging.getLogger(__name__)
+
+
+class VhostVdpa:
+    """A device bound to vhost_vdpa: one user at a time may open it."""
+
+    def __init__(self, vdpa: VdpaDevice, kicks: KickWatcher) -> None:
+        self._vdpa = vdpa
+        self._kicks = kicks
+        self._lock = threading.Lock()
+        self._open: VhostVdpaFile | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._open is not None
+
+    def open(self) -> VhostVdpaFile:
+        """Opens the device and resets it (open(2) of /dev/vhost-vdpa-N); a
+        :class:`vduse.bus.driver.Driver`. Waits. DeviceBusy; DeviceRefused; DeviceTimedOut."""
+        with self._lock:
+            if self._open is not None:
+                raise DeviceBusy(f"{self._vdpa.name} is open already: one user at a time")
+            self._vdpa.reset()
+            self._open = VhostVdpaFile(self._vdpa, self._kicks, self._closed)
+            return self._open
+
+    def remove(self) -> None:
+        """Closes it for whoever has it open."""
+        opened = self._open
+        if opened is not None:
+            opened.close()
+
+    def _closed(self) -> None:
+        try:
+            self._vdpa.reset()
+        except VdpaError as error:
+            log.warning("%s: reset: %s", self._vdpa.name, error)
+        self._vdpa.clear_map()
+        self._open = None

@@ -1,0 +1,195 @@
+"""The sockets of the embedded channel as endpoints of the service thread."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+
+from vduse.channel.packet import Credentials, peer_credentials
+from vduse.channel.server import CallHandler, CallServer, MessageServer
+from vduse.channel.tap import Tap
+from vduse.framework.control_node import ControlNode, DeviceTable
+from vduse.framework.device import VduseDevice
+from vduse.framework.device_node import DeviceNode
+from vduse.framework.profile import Profile
+from vduse.framework.service import Service
+
+log = logging.getLogger(__name__)
+
+#: Connections that wait to be accepted.
+_BACKLOG = 64
+
+
+class _CallEndpoint(CallServer):
+    """A call socket: an answer never waits for room."""
+
+    wants_write = False
+
+
+class _Caller:
+    """Who makes the call that a handler answers just now; the server is not there yet when its
+    handler is made."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._first = peer_credentials(sock)
+        self.server: CallServer | None = None
+
+    def __call__(self) -> Credentials:
+        return self._first if self.server is None else self.server.peer
+
+
+def _call_endpoint(
+    sock: socket.socket, handler: CallHandler, caller: _Caller, device: str, tap: Tap | None
+) -> _CallEndpoint:
+    endpoint = _CallEndpoint(sock, handler, device=device, tap=tap)
+    caller.server = endpoint
+    return endpoint
+
+
+def add_control(
+    service: Service,
+    sock: socket.socket,
+    devices: DeviceTable,
+    profile: Profile,
+    tap: Tap | None,
+) -> None:
+    """Serves ``sock`` as one open control node."""
+    caller = _Caller(sock)
+    node = ControlNode(devices, profile, caller)
+    service.add(_call_endpoint(sock, node, caller, "", tap))
+
+
+def open_device(service: Service, device: VduseDevice, tap: Tap | None) -> list[int]:
+    """Opens the device's node and serves it; the message and the call fd for the opener.
+    OSError ENODEV, EBUSY."""
+    messages, their_messages = _pair()
+    calls, their_calls = _pair()
+    caller = _Caller(calls)
+    try:
+        node = DeviceNode(device, caller)
+    except BaseException:
+        for sock in (messages, their_messages, calls, their_calls):
+            sock.close()
+        raise
+    call_endpoint = _call_endpoint(calls, node, caller, device.name, tap)
+    service.add(call_endpoint)
+    service.add(_OpenNode(service, messages, node, call_endpoint, tap))
+    return [their_messages.detach(), their_calls.detach()]
+
+
+class _OpenNode:
+    """An open node's message socket; its end closes the call socket, too."""
+
+    def __init__(
+        self,
+        service: Service,
+        sock: socket.socket,
+        node: DeviceNode,
+        calls: _CallEndpoint,
+        tap: Tap | None,
+    ) -> None:
+        self._service = service
+        self._sock = sock
+        self._node = node
+        self._calls = calls
+        self._server = MessageServer(sock, self, device=node.device.name, tap=tap)
+        messages = node.device.messages
+        messages.on_queued = lambda: service.poke(self)
+        messages.on_broken = lambda: service.run(self._hang_up)
+        if messages.broken:
+            service.run(self._hang_up)
+
+    @property
+    def wants_write(self) -> bool:
+        return self._server.wants_write
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def serve(self) -> bool:
+        return self._server.serve() and self._server.flush()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _hang_up(self) -> None:
+        """A broken device sees the end of its messages (POLLERR of the kernel's node)."""
+        if self._sock.fileno() >= 0:
+            self._sock.shutdown(socket.SHUT_WR)
+
+    # --- what MessageServer asks of its node ------------------------------------------------
+
+    def read_messages(self) -> list[bytes]:
+        return self._node.read_messages()
+
+    def write_response(self, data: bytes) -> None:
+        try:
+            self._node.write_response(data)
+        except OSError as error:
+            # As a failed write(2): the opener's own affair. The waiter may have been killed.
+            log.warning("%s: response refused: %s", self._node.device.name, error.strerror)
+
+    def release(self) -> None:
+        self._node.release()
+        self._service.discard(self._calls)
+
+
+class Listener:
+    """A listening socket; every connection is one open control node."""
+
+    wants_write = False
+
+    def __init__(
+        self,
+        service: Service,
+        path: str,
+        devices: DeviceTable,
+        profile: Profile,
+        tap: Tap | None,
+    ) -> None:
+        """Listens at ``path``, readable for its owner only (as /dev/vduse/control is for root).
+        OSError EADDRINUSE: something is there."""
+        self._service = service
+        self._devices = devices
+        self._profile = profile
+        self._tap = tap
+        self._path = path
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            os.fchmod(self._sock.fileno(), 0o600)
+            self._sock.bind(path)
+            self._sock.listen(_BACKLOG)
+        except OSError as error:
+            self._sock.close()
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(
+                    errno.EADDRINUSE, "there is a file already: remove it, or choose another", path
+                ) from None
+            raise
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def serve(self) -> bool:
+        try:
+            while True:
+                sock, _ = self._sock.accept()
+                add_control(self._service, sock, self._devices, self._profile, self._tap)
+        except BlockingIOError:
+            return True
+        except OSError as error:  # EMFILE and the like: the next connection may fare better
+            log.warning("%s: connection not accepted: %s", self._path, error)
+            return True
+
+    def close(self) -> None:
+        self._sock.close()
+        try:
+            os.unlink(self._path)
+        except FileNotFoundError:
+            log.debug("%s was removed by somebody else", self._path)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

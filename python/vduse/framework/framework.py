@@ -1,0 +1,245 @@
+"""The embedded framework: the kernel's part of VDUSE, in this process.
+
+Threads: the *service thread* answers device programs, the *work thread* runs what config
+interrupts start, the *shrinker* reclaims bounce pages. Bus operations (``dev_add``, ``bind``,
+resets) run on their caller's thread and wait there for the device.
+
+Locks, in the order in which they may be taken; only the first is held while waiting for a
+device, and the service thread never takes it:
+
+1. the bus's lock and that of an open vhost_vdpa (vduse.bus)
+2. ``Framework._lock``: which devices there are
+3. ``VduseDevice.lock``: one device's state
+4. the locks inside MessageQueue, WorkQueue, Service and the native classes
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+from vduse.bus.bus import Bus
+from vduse.bus.disk import Disk
+from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, VdpaError
+from vduse.channel.tap import Tap
+from vduse.control.abi import DevConfig
+from vduse.framework.dev_add import provision
+from vduse.framework.device import VduseDevice
+from vduse.framework.endpoints import Listener, add_control, open_device
+from vduse.framework.irq import WorkQueue
+from vduse.framework.profile import find_profile
+from vduse.framework.service import Service
+from vduse.framework.shrinker import Reclaimable, Shrinker
+from vduse.framework.vdpa_device import VdpaDevice
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BOUNCE_SIZE = 64 << 20
+DEFAULT_MSG_TIMEOUT = 30.0
+
+
+class Framework:
+    """Control node, devices and vDPA bus. A context manager; leaving it closes it."""
+
+    def __init__(
+        self,
+        profile: str = "6.12",
+        *,
+        bounce_size: int = DEFAULT_BOUNCE_SIZE,
+        msg_timeout: float = DEFAULT_MSG_TIMEOUT,
+        tap: Tap | None = None,
+    ) -> None:
+        """``profile``: which kernel to play (6.12, 7.2). ``bounce_size`` (bytes) and
+        ``msg_timeout`` (seconds, 0: for ever) are new devices' attributes. ``tap`` sees
+        everything that crosses the channels. ValueError: no such profile."""
+        self._profile = find_profile(profile)
+        self._bounce_size = bounce_size
+        self._msg_timeout = msg_timeout
+        self._tap = tap
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._devices: dict[str, VduseDevice] = {}
+        self._attached: dict[str, VdpaDevice] = {}
+        self._closed = False
+        self._work = WorkQueue("vduse-work")
+        self._service = Service("vduse-service")
+        self._bus = Bus(self._service)
+        self._shrinker = Shrinker(self._reclaimable)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def bus(self) -> Bus:
+        """The vDPA bus: bind and unbind drivers there."""
+        return self._bus
+
+    @property
+    def shrinker(self) -> Shrinker:
+        """Reclaim on command, and its metrics."""
+        return self._shrinker
+
+    # --- device side ------------------------------------------------------------------------
+
+    def control(self) -> int:
+        """A new control connection, as the fd of its other end (the caller's; close-on-exec):
+        for :class:`vduse.channel.embedded` here, or for a child that inherits it."""
+        self._check_usable()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        add_control(self._service, ours, self, self._profile, self._tap)
+        return theirs.detach()
+
+    def listen(self, path: str | os.PathLike[str]) -> None:
+        """Takes control connections of other programs of this user at a socket, until
+        :meth:`close`. OSError EADDRINUSE."""
+        self._check_usable()
+        self._service.add(
+            Listener(self._service, os.fspath(path), self, self._profile, self._tap)
+        )
+
+    @property
+    def devices(self) -> dict[str, VduseDevice]:
+        """The devices there are, by name (a copy)."""
+        with self._lock:
+            return dict(self._devices)
+
+    def device(self, name: str) -> VduseDevice:
+        """A device, with its attributes ``msg_timeout`` and ``bounce_size``. DeviceNotFound."""
+        with self._lock:
+            return self._find(name)
+
+    # --- vDPA management --------------------------------------------------------------------
+
+    def dev_add(
+        self,
+        name: str,
+        *,
+        mac: bytes | None = None,
+        features: int | None = None,
+        vq_pairs: int | None = None,
+        driver: str | None = "virtio_vdpa",
+    ) -> VdpaDevice:
+        """Puts a device on the vDPA bus (`vdpa dev add`) and binds ``driver`` (None: leaves it
+        unbound). ``features``: offer these only. ``mac`` (6 bytes) and ``vq_pairs``: of a net
+        device. If the driver does not take it, the device leaves the bus again.
+
+        Waits for the device. DeviceNotFound, DeviceExists, OSError EINVAL, EOPNOTSUPP, and
+        whatever the driver raises."""
+        self._check_usable()
+        with self._lock:
+            device = self._find(name)
+            vdpa = VdpaDevice(device, provision(device, mac, features, vq_pairs))
+            self._attached[name] = vdpa
+        try:
+            self._bus.add(vdpa)
+            if driver is not None:
+                self._bus.bind(name, driver)
+        except BaseException:
+            self._leave_bus(vdpa)
+            raise
+        log.info("%s: on the vDPA bus, driver %s", name, driver or "none")
+        return vdpa
+
+    def dev_del(self, name: str) -> None:
+        """Takes a device off the bus (`vdpa dev del`); waits for its reset, at most
+        msg_timeout. DeviceNotFound; DeviceBusy: a vhost_vdpa user has it open."""
+        self._check_usable()
+        with self._lock:
+            vdpa = self._attached.get(name)
+        if vdpa is None:
+            raise DeviceNotFound(f"{name} is not on the vDPA bus")
+        self._leave_bus(vdpa)
+        log.info("%s: off the vDPA bus", name)
+
+    def disk(self, name: str) -> Disk:
+        """The disk of a virtio-blk device bound to virtio_vdpa. DeviceNotFound, NoDriver."""
+        return self._bus.disk(name)
+
+    def close(self) -> None:
+        """Ends everything, waiting for no device: outstanding messages fail, disks raise
+        ENODEV, device programs see the end of their connections."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        for device in self.devices.values():
+            device.messages.break_device("the framework was closed")
+        self._bus.close()
+        self._shrinker.close()
+        self._service.close()
+        self._work.close()
+
+    # --- DeviceTable: for control nodes -----------------------------------------------------
+
+    def create(self, config: DevConfig, api_version: int) -> None:
+        """CREATE_DEV, checked. DeviceExists: the name is taken."""
+        with self._lock:
+            if config.name in self._devices:
+                raise DeviceExists(f"there is a device {config.name} already")
+            self._devices[config.name] = VduseDevice(
+                config,
+                self._profile,
+                api_version,
+                self._work,
+                bounce_size=self._bounce_size,
+                msg_timeout=self._msg_timeout,
+            )
+        log.info("%s: created", config.name)
+
+    def destroy(self, name: str) -> None:
+        """DESTROY_DEV. DeviceNotFound; DeviceBusy: attached or open."""
+        with self._lock:
+            device = self._find(name)
+            with device.lock:
+                if device.attached:
+                    raise DeviceBusy(f"{name} is on the vDPA bus: dev_del it first")
+                if device.connected:
+                    raise DeviceBusy(f"{name} is open in its device's program")
+                device.destroyed = True
+            del self._devices[name]
+        device.reset()
+        log.info("%s: destroyed", name)
+
+    def open(self, name: str) -> list[int]:
+        """OPEN. OSError ENOENT, ENODEV, EBUSY."""
+        with self._lock:
+            device = self._devices.get(name)
+        if device is None:
+            raise OSError(errno.ENOENT, f"no device {name}")
+        return open_device(self._service, device, self._tap)
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _find(self, name: str) -> VduseDevice:
+        device = self._devices.get(name)
+        if device is None:
+            known = ", ".join(self._devices) or "none"
+            raise DeviceNotFound(f"no device {name!r}; there are: {known}")
+        return device
+
+    def _leave_bus(self, vdpa: VdpaDevice) -> None:
+        self._bus.remove(vdpa.name)
+        with self._lock:
+            self._attached.pop(vdpa.name, None)
+        vdpa.detach()
+
+    def _reclaimable(self) -> list[Reclaimable]:
+        return [device for device in self.devices.values() if device.domain is not None]
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise VdpaError("this framework belongs to the parent process: make one here")
+        if self._closed:
+            raise VdpaError("the framework is closed")

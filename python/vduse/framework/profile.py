@@ -1,0 +1,60 @@
+"""What differs between the kernels whose VDUSE this framework plays."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+VIRTIO_ID_NET = 1
+VIRTIO_ID_BLOCK = 2
+VIRTIO_ID_FS = 26
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One kernel's behaviour."""
+
+    name: str
+    #: Newest API version of /dev/vduse/control.
+    api_version: int
+    #: Virtio device ids that CREATE_DEV takes.
+    device_ids: frozenset[int]
+    #: vq_align must be a power of two of 4 or more.
+    strict_vq_align: bool
+    #: vhost_vdpa refuses a queue longer than its maximum.
+    strict_vring_num: bool
+    #: Most IOTLB entries of a device; None: no limit.
+    max_iotlb_entries: int | None
+    #: IOTLB_GET_INFO's errno for a bad reserved field or address space.
+    iova_info_errno: int
+
+
+LINUX_6_12 = Profile(
+    name="6.12",
+    api_version=0,
+    device_ids=frozenset({VIRTIO_ID_NET, VIRTIO_ID_BLOCK}),
+    strict_vq_align=False,
+    strict_vring_num=False,
+    max_iotlb_entries=None,
+    iova_info_errno=errno.EINVAL,
+)
+LINUX_7_2 = Profile(
+    name="7.2",
+    api_version=1,
+    device_ids=frozenset({VIRTIO_ID_NET, VIRTIO_ID_BLOCK, VIRTIO_ID_FS}),
+    strict_vq_align=True,
+    strict_vring_num=True,
+    max_iotlb_entries=2048,
+    iova_info_errno=errno.EFAULT,
+)
+
+PROFILES = {profile.name: profile for profile in (LINUX_6_12, LINUX_7_2)}
+
+
+def find_profile(name: str) -> Profile:
+    """ValueError: no such profile."""
+    try:
+        return PROFILES[name]
+    except KeyError:
+        known = ", ".join(PROFILES)
+        raise ValueError(f"no profile {name!r}: choose one of {known}") from None

@@ -1,0 +1,46 @@
+"""One virtqueue as the framework keeps it (struct vduse_virtqueue)."""
+
+from __future__ import annotations
+
+from vduse import _native
+from vduse.control.abi import VQ_STATE_SIZE
+
+
+class Virtqueue:
+    """State of a virtqueue. Guarded by the device's lock; only :attr:`line` is free of it."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        #: Descriptors at most; 0 until VQ_SETUP.
+        self.num_max = 0
+        self.group = 0
+        self.line = _native.VqLine()
+        self.clear()
+
+    def clear(self) -> None:
+        """As after a reset."""
+        self.ready = False
+        self.num = 0
+        self.desc_addr = 0
+        self.driver_addr = 0
+        self.device_addr = 0
+        self.state = bytes(VQ_STATE_SIZE)
+        #: The driver's own eventfd is signalled (vhost_vdpa), DRIVER_OK or not.
+        self.has_trigger = False
+        #: The device holds the call fd (VQ_GET_CALLFD).
+        self.callfd_given = False
+        self.line.clear_kicked()
+        self.line.set_kickfd(-1)
+        self.line.set_callfd(-1)
+
+    def set_kickfd(self, fd: int) -> None:
+        """VQ_SETUP_KICKFD; a kick that found no eventfd is made up for."""
+        self.line.set_kickfd(fd)
+        if fd >= 0 and self.ready and self.line.kicked:
+            self.line.clear_kicked()
+            self.line.kick()
+
+    def kick(self) -> None:
+        """The driver's kick; nothing while the queue is not ready."""
+        if self.ready:
+            self.line.kick()
