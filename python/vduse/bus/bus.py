@@ -9,7 +9,7 @@ import threading
 from typing import Protocol
 
 from vduse.bus.disk import Disk
-from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, NoDriver, VdpaError
+from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, NoDriver
 from vduse.bus.vdpa import KickWatcher, VdpaDevice
 from vduse.bus.vhost_vdpa import VhostVdpa
 from vduse.bus.virtio_vdpa import VirtioVdpa
@@ -141,11 +141,3 @@ class Bus:
         entry.binding.remove()
         log.info("%s: unbound from %s", entry.vdpa.name, entry.driver)
         entry.driver = entry.binding = None
-
-
-def reset_quietly(vdpa: VdpaDevice) -> None:
-    """A reset on the way out: what the device makes of it changes nothing."""
-    try:
-        vdpa.reset()
-    except VdpaError as error:
-        log.warning("%s: reset: %s", vdpa.name, error)

@@ -7,11 +7,15 @@ run on the caller's thread and release the GIL. All others return at once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from vduse import _native
+from vduse.bus.errors import VdpaError
 from vduse.bus.iotlb import Mapping
+
+log = logging.getLogger(__name__)
 
 
 class VdpaDevice(Protocol):
@@ -104,3 +108,11 @@ class KickWatcher(Protocol):
     def watch(self, fd: int, callback: Callable[[], None]) -> Callable[[], None]:
         """``callback`` runs on a thread of the framework at every signal; it must not wait.
         Takes a dup. Call what is returned to end it. OSError EBADF, EINVAL."""
+
+
+def reset_quietly(vdpa: VdpaDevice) -> None:
+    """A reset on the way out: what the device makes of it changes nothing."""
+    try:
+        vdpa.reset()
+    except VdpaError as error:
+        log.warning("%s: reset: %s", vdpa.name, error)

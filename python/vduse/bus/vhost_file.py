@@ -11,13 +11,11 @@ from collections.abc import Callable
 from vduse.bus.errors import DeviceRefused
 from vduse.bus.iotlb import Iotlb, Mapping, SharedFile
 from vduse.bus.vdpa import KickWatcher, VdpaDevice
+from vduse.control.features import Feature, Status
 
 # linux/vhost_types.h: VHOST_BACKEND_F_IOTLB_MSG_V2, _BATCH, _ASID are bits 1 to 3.
 BACKEND_FEATURES = 1 << 1 | 1 << 2 | 1 << 3
 
-_FEATURES_OK = 0x08
-_DRIVER_OK = 0x04
-_F_RING_PACKED = 1 << 34
 _U64_MAX = (1 << 64) - 1
 _PROTECTION = {
     1: mmap.PROT_READ,
@@ -30,9 +28,7 @@ class VhostVdpaFile:
     """Implements :class:`vduse.bus.driver.Driver`. Thread-safe; calls are served one at a time,
     and those that reach the device wait for it. After :meth:`close`: OSError EBADF."""
 
-    def __init__(
-        self, vdpa: VdpaDevice, kicks: KickWatcher, closed: Callable[[], None]
-    ) -> None:
+    def __init__(self, vdpa: VdpaDevice, kicks: KickWatcher, closed: Callable[[], None]) -> None:
         """For :meth:`VhostVdpa.open`; ``closed`` resets the device."""
         self._device: VdpaDevice | None = vdpa
         self._kicks = kicks
@@ -73,7 +69,7 @@ class VhostVdpaFile:
     def set_features(self, features: int) -> None:
         """OSError EBUSY after FEATURES_OK."""
         with self._lock:
-            if self._vdpa.get_status() & _FEATURES_OK:
+            if self._vdpa.get_status() & Status.FEATURES_OK:
                 raise OSError(errno.EBUSY, "features are settled: reset the device first")
             self._vdpa.set_driver_features(features)
 
@@ -122,7 +118,7 @@ class VhostVdpaFile:
     def set_group_asid(self, group: int, asid: int) -> None:
         """OSError EBUSY under DRIVER_OK; EINVAL: no such group or address space."""
         with self._lock:
-            if self._vdpa.get_status() & _DRIVER_OK:
+            if self._vdpa.get_status() & Status.DRIVER_OK:
                 raise OSError(errno.EBUSY, "groups change their address space before DRIVER_OK")
             self._vdpa.set_group_asid(group, asid)
 
@@ -253,7 +249,7 @@ class VhostVdpaFile:
 
     @property
     def _packed(self) -> bool:
-        return bool(self._vdpa.get_driver_features() & _F_RING_PACKED)
+        return bool(self._vdpa.get_driver_features() & Feature.RING_PACKED)
 
     def _publish(self) -> None:
         if not self._in_batch:
@@ -285,9 +281,10 @@ def _check_mappable(mapping: Mapping) -> None:
     """The device's program will map it shared: see that it can be."""
     page = mapping.offset & -mmap.ALLOCATIONGRANULARITY
     try:
+        size = os.fstat(mapping.file.fileno()).st_size
         mmap.mmap(
             mapping.file.fileno(),
-            mmap.PAGESIZE,
+            min(mmap.PAGESIZE, size - page),
             mmap.MAP_SHARED,
             _PROTECTION[mapping.perm],
             offset=page,

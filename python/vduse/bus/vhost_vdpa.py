@@ -3,14 +3,11 @@ shared by fd. No copy."""
 
 from __future__ import annotations
 
-import logging
 import threading
 
-from vduse.bus.errors import DeviceBusy, VdpaError
-from vduse.bus.vdpa import KickWatcher, VdpaDevice
+from vduse.bus.errors import DeviceBusy, NoDriver
+from vduse.bus.vdpa import KickWatcher, VdpaDevice, reset_quietly
 from vduse.bus.vhost_file import VhostVdpaFile
-
-log = logging.getLogger(__name__)
 
 
 class VhostVdpa:
@@ -21,6 +18,7 @@ class VhostVdpa:
         self._kicks = kicks
         self._lock = threading.Lock()
         self._open: VhostVdpaFile | None = None
+        self._removed = False
 
     @property
     def busy(self) -> bool:
@@ -28,8 +26,11 @@ class VhostVdpa:
 
     def open(self) -> VhostVdpaFile:
         """Opens the device and resets it (open(2) of /dev/vhost-vdpa-N); a
-        :class:`vduse.bus.driver.Driver`. Waits. DeviceBusy; DeviceRefused; DeviceTimedOut."""
+        :class:`vduse.bus.driver.Driver`. Waits. DeviceBusy; NoDriver: unbound;
+        DeviceRefused; DeviceTimedOut."""
         with self._lock:
+            if self._removed:
+                raise NoDriver(f"{self._vdpa.name} was unbound from vhost_vdpa: bind it again")
             if self._open is not None:
                 raise DeviceBusy(f"{self._vdpa.name} is open already: one user at a time")
             self._vdpa.reset()
@@ -38,14 +39,13 @@ class VhostVdpa:
 
     def remove(self) -> None:
         """Closes it for whoever has it open."""
-        opened = self._open
+        with self._lock:
+            self._removed = True
+            opened = self._open
         if opened is not None:
             opened.close()
 
     def _closed(self) -> None:
-        try:
-            self._vdpa.reset()
-        except VdpaError as error:
-            log.warning("%s: reset: %s", self._vdpa.name, error)
+        reset_quietly(self._vdpa)
         self._vdpa.clear_map()
         self._open = None

@@ -8,24 +8,9 @@ import struct
 from vduse import _native
 from vduse.bus.disk import Disk
 from vduse.bus.vdpa import VdpaDevice
+from vduse.control.features import BlkFeature, Feature
 
 log = logging.getLogger(__name__)
-
-VIRTIO_ID_BLOCK = 2
-
-# virtio 1.3, section 5.2.3 and 6.
-BLK_F_SIZE_MAX = 1 << 1
-BLK_F_SEG_MAX = 1 << 2
-BLK_F_RO = 1 << 5
-BLK_F_BLK_SIZE = 1 << 6
-BLK_F_FLUSH = 1 << 9
-BLK_F_TOPOLOGY = 1 << 10
-BLK_F_MQ = 1 << 12
-BLK_F_DISCARD = 1 << 13
-BLK_F_WRITE_ZEROES = 1 << 14
-F_INDIRECT_DESC = 1 << 28
-F_EVENT_IDX = 1 << 29
-F_RING_PACKED = 1 << 34
 
 #: struct virtio_blk_config up to write_zeroes_may_unmap; num_queues lies at 34.
 _CONFIG_SIZE = 60
@@ -36,18 +21,18 @@ class VirtioBlk:
     """A virtio-blk device in our hands, from feature negotiation to removal."""
 
     FEATURES = (
-        BLK_F_SIZE_MAX
-        | BLK_F_SEG_MAX
-        | BLK_F_RO
-        | BLK_F_BLK_SIZE
-        | BLK_F_FLUSH
-        | BLK_F_TOPOLOGY
-        | BLK_F_MQ
-        | BLK_F_DISCARD
-        | BLK_F_WRITE_ZEROES
-        | F_INDIRECT_DESC
-        | F_EVENT_IDX
-        | F_RING_PACKED
+        BlkFeature.SIZE_MAX
+        | BlkFeature.SEG_MAX
+        | BlkFeature.RO
+        | BlkFeature.BLK_SIZE
+        | BlkFeature.FLUSH
+        | BlkFeature.TOPOLOGY
+        | BlkFeature.MQ
+        | BlkFeature.DISCARD
+        | BlkFeature.WRITE_ZEROES
+        | Feature.INDIRECT_DESC
+        | Feature.EVENT_IDX
+        | Feature.RING_PACKED
     )
 
     def __init__(self, vdpa: VdpaDevice, features: int) -> None:
@@ -89,9 +74,9 @@ class VirtioBlk:
                 return config
 
     def _choose_queues(self, config: bytes, features: int) -> list[int]:
-        wanted = _NUM_QUEUES.unpack_from(config)[0] if features & BLK_F_MQ else 1
+        wanted = _NUM_QUEUES.unpack_from(config)[0] if features & BlkFeature.MQ else 1
         sizes = [self._vdpa.get_vq_size(index) for index in range(min(wanted, self._vdpa.nvqs))]
-        if features & F_RING_PACKED:
+        if features & Feature.RING_PACKED:
             return sizes
         # Split rings are powers of two long (section 2.7).
         return [1 << (size.bit_length() - 1) for size in sizes]

@@ -8,27 +8,17 @@ import logging
 
 from vduse.bus.disk import Disk
 from vduse.bus.errors import FeaturesRefused, NoDriver, VdpaError
-from vduse.bus.vdpa import VdpaDevice
-from vduse.bus.virtio_blk import VIRTIO_ID_BLOCK, VirtioBlk
+from vduse.bus.vdpa import VdpaDevice, reset_quietly
+from vduse.bus.virtio_blk import VirtioBlk
+from vduse.control.features import DeviceId, Feature, Status
 
 log = logging.getLogger(__name__)
 
-# Device status (virtio 1.3, section 2.1).
-ACKNOWLEDGE = 0x01
-DRIVER = 0x02
-DRIVER_OK = 0x04
-FEATURES_OK = 0x08
-FAILED = 0x80
-
-F_VERSION_1 = 1 << 32
-F_ACCESS_PLATFORM = 1 << 33
-F_RING_PACKED = 1 << 34
-
 #: Device features that every virtio driver here needs.
-_REQUIRED = F_VERSION_1 | F_ACCESS_PLATFORM
+_REQUIRED = Feature.VERSION_1 | Feature.ACCESS_PLATFORM
 
 #: Class drivers, by virtio device id.
-CLASS_DRIVERS = {VIRTIO_ID_BLOCK: VirtioBlk}
+CLASS_DRIVERS: dict[int, type[VirtioBlk]] = {DeviceId.BLOCK: VirtioBlk}
 
 
 class VirtioVdpa:
@@ -40,19 +30,19 @@ class VirtioVdpa:
         self._vdpa = vdpa
         class_driver = CLASS_DRIVERS.get(vdpa.get_device_id())
         if class_driver is None:
-            known = ", ".join(map(str, CLASS_DRIVERS))
+            known = ", ".join(str(int(known)) for known in CLASS_DRIVERS)
             raise NoDriver(
                 f"{vdpa.name} is virtio device {vdpa.get_device_id()}; virtio_vdpa drives {known} "
                 "only: bind it to vhost_vdpa"
             )
         vdpa.reset()
         try:
-            self._add_status(ACKNOWLEDGE)
-            self._add_status(DRIVER)
+            self._add_status(Status.ACKNOWLEDGE)
+            self._add_status(Status.DRIVER)
             features = self._negotiate(class_driver.FEATURES)
             self._driver = class_driver(vdpa, features)
             self._set_up_queues(features)
-            self._add_status(DRIVER_OK)
+            self._add_status(Status.DRIVER_OK)
             self._driver.start()
         except BaseException:
             self._fail()
@@ -69,10 +59,7 @@ class VirtioVdpa:
 
     def remove(self) -> None:
         """Resets the device, then fails what is outstanding with ENODEV."""
-        try:
-            self._vdpa.reset()
-        except VdpaError as error:
-            log.warning("%s: reset: %s", self._vdpa.name, error)
+        reset_quietly(self._vdpa)
         self._driver.stop(errno.ENODEV)
 
     def _add_status(self, bit: int) -> None:
@@ -89,7 +76,7 @@ class VirtioVdpa:
         features = offered & (supported | _REQUIRED)
         vdpa.set_driver_features(features)
         try:
-            self._add_status(FEATURES_OK)
+            self._add_status(Status.FEATURES_OK)
         except VdpaError as error:
             raise FeaturesRefused(f"{vdpa.name} refused features {features:#x}: {error}") from error
         return features
@@ -97,7 +84,7 @@ class VirtioVdpa:
     def _set_up_queues(self, features: int) -> None:
         vdpa = self._vdpa
         # After a reset: split starts at 0, packed with both wrap counters 1 (section 2.8.1).
-        position = (0, 1, 0, 1) if features & F_RING_PACKED else (0,)
+        position = (0, 1, 0, 1) if features & Feature.RING_PACKED else (0,)
         for index, size in enumerate(self._driver.queue_sizes):
             vdpa.set_vq_num(index, size)
             vdpa.set_vq_state(index, position)
@@ -106,7 +93,7 @@ class VirtioVdpa:
 
     def _fail(self) -> None:
         try:
-            self._add_status(FAILED)
+            self._add_status(Status.FAILED)
         except VdpaError as error:
             log.warning("%s: status FAILED: %s", self._vdpa.name, error)
         for index in range(self._vdpa.nvqs):

@@ -66,10 +66,12 @@ class BlkFeature(IntFlag):
 
 
 class NetFeature(IntFlag):
-    """Feature bits of a network device (virtio 1.3, section 5.1.3) that VDUSE_CREATE_DEV
-    looks at, without VIRTIO_NET_F_."""
+    """Feature bits of a network device (virtio 1.3, section 5.1.3) that VDUSE_CREATE_DEV and
+    `vdpa dev add` look at, without VIRTIO_NET_F_."""
 
+    MAC = 1 << 5
     CTRL_VQ = 1 << 17
+    MQ = 1 << 22
 
 
 def feature_names(features: int, device_id: int) -> list[str]:

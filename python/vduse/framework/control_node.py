@@ -17,17 +17,12 @@ from vduse.control.abi import (
     unpack_u32,
     unpack_u64,
 )
+from vduse.control.features import BlkFeature, DeviceId, Feature, NetFeature
 from vduse.framework.credentials import CAP_NET_ADMIN, has_capability
 from vduse.framework.domain import PAGE_SIZE
-from vduse.framework.profile import VIRTIO_ID_BLOCK, VIRTIO_ID_NET, Profile
+from vduse.framework.profile import Profile
 
 Result = tuple[int, bytes, list[int]]
-
-#: Virtio feature bits that CREATE_DEV looks at.
-F_VERSION_1 = 1 << 32
-F_ACCESS_PLATFORM = 1 << 33
-BLK_F_CONFIG_WCE = 1 << 11
-NET_F_CTRL_VQ = 1 << 17
 
 _MAX_COUNT = 0xFFFF
 
@@ -93,7 +88,7 @@ class ControlNode:
         config = DevConfig.unpack(payload)
         self._check_config(config)
         _refuse_address_spaces(config)
-        if config.device_id == VIRTIO_ID_NET and not has_capability(
+        if config.device_id == DeviceId.NET and not has_capability(
             self._caller().pid, CAP_NET_ADMIN
         ):
             raise OSError(errno.EPERM, "a net device is created with CAP_NET_ADMIN")
@@ -129,14 +124,14 @@ class ControlNode:
         if config.device_id not in self._profile.device_ids:
             allowed = ", ".join(map(str, sorted(self._profile.device_ids)))
             raise _invalid(f"virtio device id {config.device_id}: allowed are {allowed}")
-        if not config.features & F_ACCESS_PLATFORM:
+        if not config.features & Feature.ACCESS_PLATFORM:
             raise _invalid("VIRTIO_F_ACCESS_PLATFORM must be offered")
-        if config.device_id == VIRTIO_ID_BLOCK and config.features & BLK_F_CONFIG_WCE:
+        if config.device_id == DeviceId.BLOCK and config.features & BlkFeature.CONFIG_WCE:
             raise _invalid("VIRTIO_BLK_F_CONFIG_WCE must not be offered")
-        if config.device_id == VIRTIO_ID_NET:
-            if config.features & NET_F_CTRL_VQ:
+        if config.device_id == DeviceId.NET:
+            if config.features & NetFeature.CTRL_VQ:
                 raise _invalid("VIRTIO_NET_F_CTRL_VQ must not be offered")
-            if not config.features & F_VERSION_1:
+            if not config.features & Feature.VERSION_1:
                 raise _invalid("VIRTIO_F_VERSION_1 must be offered")
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import errno
 import struct
 
+from vduse.control.features import DeviceId, NetFeature
 from vduse.framework.device import VduseDevice
-from vduse.framework.profile import VIRTIO_ID_NET
 from vduse.framework.vdpa_device import Provision
-
-NET_F_MAC = 1 << 5
-NET_F_MQ = 1 << 22
 
 # struct virtio_net_config (virtio 1.3, section 5.1.4)
 _NET_MAC = 0
@@ -32,11 +29,11 @@ def provision(
         _require_net(device, "mac")
         if len(mac) != _MAC_SIZE:
             raise OSError(errno.EINVAL, f"a MAC address is {_MAC_SIZE} bytes, not {len(mac)}")
-        _require_feature(device, offered, NET_F_MAC, "VIRTIO_NET_F_MAC", "mac")
+        _require_feature(device, offered, NetFeature.MAC, "VIRTIO_NET_F_MAC", "mac")
         config.append((_NET_MAC, mac))
     if vq_pairs is not None:
         _require_net(device, "vq_pairs")
-        _require_feature(device, offered, NET_F_MQ, "VIRTIO_NET_F_MQ", "vq_pairs")
+        _require_feature(device, offered, NetFeature.MQ, "VIRTIO_NET_F_MQ", "vq_pairs")
         most = len(device.vqs) // 2
         if not 1 <= vq_pairs <= most:
             raise OSError(errno.EINVAL, f"{device.name} has 1 to {most} virtqueue pairs")
@@ -45,7 +42,7 @@ def provision(
 
 
 def _require_net(device: VduseDevice, attribute: str) -> None:
-    if device.device_id != VIRTIO_ID_NET:
+    if device.device_id != DeviceId.NET:
         raise OSError(errno.EOPNOTSUPP, f"{attribute} is for net devices; {device.name} is none")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from vduse.bus.errors import DeviceExists
 from vduse.control.abi import DevConfig, SetStatus
+from vduse.control.features import Feature, Status
 from vduse.framework.domain import PAGE_SIZE, IovaDomain
 from vduse.framework.inflight import InflightFile
 from vduse.framework.irq import Work, WorkQueue
@@ -18,11 +19,6 @@ from vduse.framework.profile import Profile
 from vduse.framework.virtqueue import Virtqueue
 
 log = logging.getLogger(__name__)
-
-#: VIRTIO_CONFIG_S_DRIVER_OK
-DRIVER_OK = 0x4
-#: VIRTIO_F_RING_PACKED
-F_RING_PACKED = 1 << 34
 
 MIN_BOUNCE_SIZE = 1 << 20
 MAX_BOUNCE_SIZE = 1 << 30
@@ -104,7 +100,7 @@ class VduseDevice:
     @property
     def packed(self) -> bool:
         """The driver negotiated packed virtqueues."""
-        return bool(self.driver_features & F_RING_PACKED)
+        return bool(self.driver_features & Feature.RING_PACKED)
 
     def vq(self, index: int) -> Virtqueue:
         """OSError EINVAL: no such virtqueue."""
@@ -192,7 +188,7 @@ class VduseDevice:
         return found
 
     def _require_driver_ok(self) -> None:
-        if not self.status & DRIVER_OK:
+        if not self.status & Status.DRIVER_OK:
             raise OSError(errno.EINVAL, f"{self.name}: no irq before DRIVER_OK")
 
     def _run_config_cb(self) -> None:

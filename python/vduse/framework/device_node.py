@@ -28,8 +28,9 @@ from vduse.control.abi import (
     unpack_u32,
     unpack_u64,
 )
+from vduse.control.features import Status
 from vduse.framework.credentials import lockable_bytes
-from vduse.framework.device import DRIVER_OK, VduseDevice
+from vduse.framework.device import VduseDevice
 from vduse.framework.domain import IovaDomain, Region
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class DeviceNode:
                 raise OSError(errno.EINVAL, "virtqueue groups need API version 1")
         elif setup.group >= device.ngroups:
             raise OSError(errno.EINVAL, f"group {setup.group} of {device.ngroups}")
-        elif device.status & DRIVER_OK:
+        elif device.status & Status.DRIVER_OK:
             raise OSError(errno.EINVAL, "virtqueues are set up before DRIVER_OK")
         vq.num_max, vq.group = setup.max_size, setup.group
         return _OK

@@ -4,7 +4,6 @@ vhost_vdpa user mapped in its place."""
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -45,9 +44,9 @@ class IovaDomain:
         """The first region that overlaps [start, last]."""
         if self._mapped is not None:
             found = self._mapped.first(start, last)
-            return found and Region(
-                found.start, found.last, found.offset, found.perm, found.file.fileno()
-            )
+            if found is None:
+                return None
+            return Region(found.start, found.last, found.offset, found.perm, found.file.fileno())
         for first, end, offset, perm in self.native.entries():
             if first <= last and start <= end:
                 umem = first == 0 and end == self.native.bounce_size - 1

@@ -106,9 +106,7 @@ class Framework:
         """Takes control connections of other programs of this user at a socket, until
         :meth:`close`. OSError EADDRINUSE."""
         self._check_usable()
-        self._service.add(
-            Listener(self._service, os.fspath(path), self, self._profile, self._tap)
-        )
+        self._service.add(Listener(self._service, os.fspath(path), self, self._profile, self._tap))
 
     @property
     def devices(self) -> dict[str, VduseDevice]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-VIRTIO_ID_NET = 1
-VIRTIO_ID_BLOCK = 2
-VIRTIO_ID_FS = 26
+from vduse.control.features import DeviceId
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class Profile:
 LINUX_6_12 = Profile(
     name="6.12",
     api_version=0,
-    device_ids=frozenset({VIRTIO_ID_NET, VIRTIO_ID_BLOCK}),
+    device_ids=frozenset({DeviceId.NET, DeviceId.BLOCK}),
     strict_vq_align=False,
     strict_vring_num=False,
     max_iotlb_entries=None,
@@ -41,7 +39,7 @@ LINUX_6_12 = Profile(
 LINUX_7_2 = Profile(
     name="7.2",
     api_version=1,
-    device_ids=frozenset({VIRTIO_ID_NET, VIRTIO_ID_BLOCK, VIRTIO_ID_FS}),
+    device_ids=frozenset({DeviceId.NET, DeviceId.BLOCK, DeviceId.FS}),
     strict_vq_align=True,
     strict_vring_num=True,
     max_iotlb_entries=2048,
