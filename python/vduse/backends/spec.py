@@ -1,0 +1,40 @@
+"""The command line's spelling of backends: ``null``, ``memory``, ``file:PATH`` or a path."""
+
+from __future__ import annotations
+
+from vduse import _native
+from vduse.backends.errors import BackendError
+from vduse.backends.file import open_file
+from vduse.backends.memory import open_memory
+from vduse.backends.null import open_null
+
+_SECTOR = 512
+_SIZED = {"null": open_null, "memory": open_memory}
+
+
+def open_backend(
+    spec: str, *, size: int | None = None, read_only: bool = False, direct: bool = False
+) -> _native.Backend:
+    """Opens what ``spec`` names.
+
+    ``size`` in bytes is for ``null`` and ``memory``, which have none of their own; ``read_only``
+    and ``direct`` are for files. A path that is called like a backend is written ``file:null``
+    or ``./null``. BackendError: one line that says what to do.
+    """
+    if spec in _SIZED:
+        if direct:
+            raise BackendError(f"{spec}: direct is for files")
+        if size is None:
+            raise BackendError(f"{spec}: needs a size")
+        if size <= 0 or size % _SECTOR:
+            raise BackendError(f"{spec}: a size of {size} bytes is no multiple of {_SECTOR}")
+        try:
+            return _SIZED[spec](size)
+        except (OSError, MemoryError, OverflowError) as error:
+            raise BackendError(f"{spec}: {size} bytes: {error}") from error
+    path = spec.removeprefix("file:")
+    if not path:
+        raise BackendError("file: needs a path, as in file:disk.img")
+    if size is not None:
+        raise BackendError(f"{path}: a file has its own size; change it: truncate -s {size} {path}")
+    return open_file(path, read_only=read_only, direct=direct)

@@ -1,0 +1,71 @@
+"""Creates a device and opens its node, or takes over the one that a dead program left."""
+
+from __future__ import annotations
+
+import errno
+
+from vduse.channel.base import Channel, ControlPort
+from vduse.device.spec import DeviceSpec
+
+
+class ConfigMismatch(RuntimeError):
+    """The device that is there was created with another configuration."""
+
+
+def create_or_open(control: ControlPort, spec: DeviceSpec) -> tuple[Channel, bool]:
+    """The open node, and whether the device was there already.
+
+    A new device's virtqueues are set up here. OSError: EINVAL, EPERM (CREATE refused), EBUSY
+    (another program has the node open). ConfigMismatch.
+    """
+    control.set_api_version(spec.api_version)
+    try:
+        control.create_dev(spec.dev_config())
+    except FileExistsError:
+        channel = control.open(spec.name)
+        try:
+            _expect_same(channel, spec)
+        except BaseException:
+            channel.close()
+            raise
+        return channel, True
+    try:
+        channel = control.open(spec.name)
+        try:
+            for index, size in enumerate(spec.queue_sizes):
+                channel.vq_setup(index, size)
+        except BaseException:
+            channel.close()
+            raise
+    except BaseException:
+        control.destroy_dev(spec.name)
+        raise
+    return channel, False
+
+
+def _expect_same(channel: Channel, spec: DeviceSpec) -> None:
+    """The framework tells neither config space nor features back: what can be seen is the
+    number of virtqueues and whether the config space has room for ours."""
+    try:
+        for index in range(len(spec.queue_sizes)):
+            channel.vq_get_info(index)
+        if spec.config:
+            channel.dev_set_config(0, spec.config)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _mismatch(spec) from error
+    try:
+        channel.vq_get_info(len(spec.queue_sizes))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return
+    raise _mismatch(spec)
+
+
+def _mismatch(spec: DeviceSpec) -> ConfigMismatch:
+    return ConfigMismatch(
+        f"device {spec.name} exists with other virtqueues or another config space: "
+        "destroy it, or start it as it was"
+    )

@@ -1,0 +1,166 @@
+"""The virtqueues of one device: their kick eventfds, in-flight records, starts and stops."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, Channel
+from vduse.control.abi import VqInfo, decode_vq_state
+from vduse.control.features import Feature
+from vduse.device.datapath import DataPath
+from vduse.device.spec import DeviceSpec
+
+
+class QueueError(RuntimeError):
+    """A virtqueue that cannot be started as the driver set it up, or not go on."""
+
+
+class Queues:
+    """Used on the control thread only.
+
+    The kick eventfds live as long as this object. The framework forgets them at every reset, so
+    :meth:`arm` gives them again. A queue that was stopped by :meth:`stopped` starts where it
+    stopped, unless the driver has set another position since.
+    """
+
+    def __init__(self, spec: DeviceSpec, channel: Channel, data_path: DataPath) -> None:
+        self._spec = spec
+        self._channel = channel
+        self._data_path = data_path
+        self._features = 0
+        self._record: int | None = None
+        self._record_stride = 0
+        #: What the framework said where the queue starts, by queue that was started.
+        self._given: dict[int, bytes] = {}
+        self._stopped: dict[int, tuple[int, ...]] = {}
+        self.kickfds = [
+            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self._spec.queue_sizes
+        ]
+
+    def __len__(self) -> int:
+        return len(self.kickfds)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the driver negotiated packed virtqueues."""
+        return bool(self._features & Feature.RING_PACKED)
+
+    def arm(self, features: int) -> None:
+        """Before the first start with these negotiated features: gives the framework the kick
+        eventfds and fetches the memory of the in-flight records."""
+        self._features = features
+        for index, fd in enumerate(self.kickfds):
+            self._channel.vq_setup_kickfd(index, fd)
+        self._drop_record()
+        if EXT_INFLIGHT in self._channel.extensions:
+            sizes = self._spec.queue_sizes
+            self._record_stride = max(self._data_path.inflight_size(s, features) for s in sizes)
+            self._record = self._channel.get_inflight_fd(self._record_stride * len(sizes))
+
+    @property
+    def recoverable(self) -> bool:
+        """Whether a queue's position outlives this process."""
+        return self._record is not None
+
+    def negotiated(self) -> int:
+        """VDUSE_DEV_GET_FEATURES: what the driver wrote, unjudged."""
+        return self._channel.dev_get_features()
+
+    def info(self, index: int) -> VqInfo:
+        """VDUSE_VQ_GET_INFO."""
+        return self._channel.vq_get_info(index)
+
+    def running(self, index: int) -> bool:
+        """Whether the data path serves it."""
+        return self._data_path.queue_running(index)
+
+    def start(self, info: VqInfo) -> None:
+        """Starts a ready queue. QueueError: the driver set it up wrongly; OSError from the
+        channel."""
+        index = info.index
+        if not 0 < info.num <= self._spec.queue_sizes[index]:
+            most = self._spec.queue_sizes[index]
+            raise QueueError(f"virtqueue {index}: size {info.num}, at most {most}")
+        state = self._position(info)
+        record = None if self._record is None else (self._record, index * self._record_stride)
+        with self._callfd(index) as callfd:
+            try:
+                self._data_path.start_queue(
+                    index,
+                    size=info.num,
+                    features=self._features,
+                    areas=(info.desc_addr, info.driver_addr, info.device_addr),
+                    state=state,
+                    kickfd=self.kickfds[index],
+                    callfd=callfd,
+                    inflight=record,
+                )
+            except OSError as error:
+                raise QueueError(f"virtqueue {index}: {error}") from error
+        self._given[index] = info.state
+        self._stopped.pop(index, None)
+
+    def stopped(self, index: int, position: tuple[int, ...]) -> None:
+        """The queue was drained and stands at ``position``. Kicks before that are forgotten:
+        they announced what the driver will announce again."""
+        self._stopped[index] = position
+        self.drain_kick(index)
+
+    def position(self, index: int) -> tuple[int, ...]:
+        """Where a queue that does not run stands."""
+        return self._position(self.info(index))
+
+    def drain_kick(self, index: int) -> None:
+        """Takes what was signalled on a kick eventfd."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.kickfds[index])
+
+    def update_callfd(self, index: int) -> None:
+        """Fetches the call fd again."""
+        if self.running(index):
+            with self._callfd(index) as callfd:
+                self._data_path.set_callfd(index, callfd)
+
+    def reset(self) -> None:
+        """After a reset: positions and kicks are of no more meaning."""
+        self._given.clear()
+        self._stopped.clear()
+        self._drop_record()
+        for index in range(len(self)):
+            self.drain_kick(index)
+
+    def close(self) -> None:
+        """Closes the fds; no queue may run."""
+        self._drop_record()
+        for fd in self.kickfds:
+            os.close(fd)
+        self.kickfds.clear()
+
+    def _position(self, info: VqInfo) -> tuple[int, ...]:
+        stopped = self._stopped.get(info.index)
+        if stopped is None:
+            return decode_vq_state(info.state, self.packed)
+        if info.state == self._given[info.index]:
+            return stopped
+        # The driver wants to go on elsewhere: what the record says is of no more meaning.
+        if self._record is not None:
+            os.pwrite(self._record, bytes(self._record_stride), info.index * self._record_stride)
+        return decode_vq_state(info.state, self.packed)
+
+    @contextlib.contextmanager
+    def _callfd(self, index: int) -> Iterator[int]:
+        if EXT_CALLFD not in self._channel.extensions:
+            yield -1
+            return
+        fd = self._channel.vq_get_callfd(index)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _drop_record(self) -> None:
+        if self._record is not None:
+            os.close(self._record)
+            self._record = None

@@ -1,0 +1,224 @@
+"""virtio-blk (virtio 1.3, section 5.2) on a native data path and a backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vduse import _native
+from vduse.channel.base import ControlPort
+from vduse.control.features import BlkFeature, DeviceId, Feature, feature_names
+from vduse.device.control_thread import ControlThread
+from vduse.device.device import DRAIN_TIMEOUT, Device
+from vduse.device.spec import DeviceSpec
+from vduse.devices.blk_config import SECTOR, BlkConfig, pack_capacity
+
+#: Bytes of the longest segment offered (SIZE_MAX).
+SIZE_MAX = 4 << 20
+#: Most data segments of a request, where the virtqueue has room for as many (SEG_MAX).
+SEG_MAX = 254
+#: Most sectors and segments of a discard or a write zeroes.
+MAX_RANGE_SECTORS = 1 << 22
+MAX_RANGE_SEGMENTS = 16
+#: Bytes of VIRTIO_BLK_T_GET_ID.
+SERIAL_BYTES = 20
+
+#: What the file systems of today lay out by, bytes.
+_PHYSICAL_BLOCK = 4096
+#: A read takes a header, one segment and a status.
+_SMALLEST_QUEUE = 4
+_LARGEST_QUEUE = 1 << 15
+_REQUIRED = Feature.VERSION_1 | Feature.ACCESS_PLATFORM
+
+
+def offered_features(*, read_only: bool, can_discard: bool, queues: int, packed: bool) -> int:
+    """What a block device offers. Never CONFIG_WCE: VDUSE refuses it."""
+    features = int(_REQUIRED | Feature.INDIRECT_DESC | Feature.EVENT_IDX)
+    features |= BlkFeature.SIZE_MAX | BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE
+    features |= BlkFeature.TOPOLOGY | BlkFeature.FLUSH
+    if packed:
+        features |= Feature.RING_PACKED
+    if queues > 1:
+        features |= BlkFeature.MQ
+    if read_only:
+        features |= BlkFeature.RO
+    else:
+        features |= BlkFeature.WRITE_ZEROES
+        if can_discard:
+            features |= BlkFeature.DISCARD
+    return features
+
+
+def check_features(offered: int, chosen: int) -> str | None:
+    """None, or why a driver's choice cannot be (section 2.2.2, 6.2)."""
+    if extra := chosen & ~offered:
+        return "not offered: " + ", ".join(feature_names(extra, DeviceId.BLOCK))
+    if missing := _REQUIRED & ~chosen:
+        return "required: " + ", ".join(feature_names(missing, DeviceId.BLOCK))
+    return None
+
+
+def config_space(
+    *, size: int, block_size: int, features: int, queues: int, queue_size: int
+) -> BlkConfig:
+    """The config space for a backend of ``size`` bytes in blocks of ``block_size``."""
+    discard = bool(features & BlkFeature.DISCARD)
+    write_zeroes = bool(features & BlkFeature.WRITE_ZEROES)
+    block_sectors = block_size // SECTOR
+    physical_blocks = max(1, _PHYSICAL_BLOCK // block_size)
+    return BlkConfig(
+        capacity=size // block_size * block_sectors,
+        size_max=SIZE_MAX,
+        # The header and the status take two descriptors.
+        seg_max=min(SEG_MAX, queue_size - 2),
+        blk_size=block_size,
+        physical_block_exp=physical_blocks.bit_length() - 1,
+        min_io_size=physical_blocks,
+        num_queues=queues,
+        max_discard_sectors=MAX_RANGE_SECTORS if discard else 0,
+        max_discard_seg=MAX_RANGE_SEGMENTS if discard else 0,
+        discard_sector_alignment=block_sectors if discard else 0,
+        max_write_zeroes_sectors=MAX_RANGE_SECTORS if write_zeroes else 0,
+        max_write_zeroes_seg=MAX_RANGE_SEGMENTS if write_zeroes else 0,
+        write_zeroes_may_unmap=int(discard),
+    )
+
+
+def data_path_limits(config: BlkConfig) -> dict[str, int]:
+    """What the native data path holds a driver to, under the config space's names."""
+    return {
+        "capacity": config.capacity,
+        "seg_max": config.seg_max,
+        "size_max": config.size_max,
+        "blk_size": config.blk_size,
+        "max_discard_sectors": config.max_discard_sectors,
+        "max_discard_seg": config.max_discard_seg,
+        "discard_sector_alignment": config.discard_sector_alignment,
+        "max_write_zeroes_sectors": config.max_write_zeroes_sectors,
+        "max_write_zeroes_seg": config.max_write_zeroes_seg,
+        "write_zeroes_may_unmap": config.write_zeroes_may_unmap,
+    }
+
+
+class BlkDevice:
+    """A disk: a backend offered as a virtio-blk device.
+
+    The backend and a pool that is given stay the caller's; both are closed after the device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backend: _native.Backend,
+        *,
+        queues: int = 1,
+        queue_size: int = 128,
+        packed: bool = False,
+        read_only: bool = False,
+        serial: str = "",
+        pool: _native.Pool | None = None,
+        thread: ControlThread | None = None,
+        drain_timeout: float = DRAIN_TIMEOUT,
+        api_version: int = 0,
+    ) -> None:
+        """``packed`` offers packed virtqueues; the driver chooses. A read-only backend makes a
+        read-only device. ``drain_timeout``: seconds that a stop or a reset may take.
+        ValueError: queues, queue_size or serial out of range."""
+        if not 1 <= queues <= 0xFFFF:
+            raise ValueError(f"queues: {queues} is not between 1 and 65535")
+        is_power = queue_size & (queue_size - 1) == 0
+        if not (is_power and _SMALLEST_QUEUE <= queue_size <= _LARGEST_QUEUE):
+            raise ValueError(
+                f"queue_size: {queue_size} is not a power of two "
+                f"between {_SMALLEST_QUEUE} and {_LARGEST_QUEUE}"
+            )
+        self._serial = serial.encode("ascii")
+        if len(self._serial) > SERIAL_BYTES:
+            raise ValueError(f"serial: {serial!r} is longer than {SERIAL_BYTES} characters")
+        features = offered_features(
+            read_only=read_only or backend.read_only,
+            can_discard=backend.can_discard,
+            queues=queues,
+            packed=packed,
+        )
+        self._config = config_space(
+            size=backend.size,
+            block_size=backend.block_size,
+            features=features,
+            queues=queues,
+            queue_size=queue_size,
+        )
+        self._backend = backend
+        self._pool = pool
+        self._own_pool: _native.Pool | None = None
+        self._data_path: _native.BlkDataPath | None = None
+        self._device = Device(
+            DeviceSpec(
+                name=name,
+                device_id=DeviceId.BLOCK,
+                features=features,
+                queue_sizes=(queue_size,) * queues,
+                config=self._config.pack(),
+                check_features=lambda chosen: check_features(features, chosen),
+                api_version=api_version,
+            ),
+            self._make_data_path,
+            thread=thread,
+            drain_timeout=drain_timeout,
+        )
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self._device.name
+
+    @property
+    def ended(self) -> str | None:
+        """Why the device answers nothing more; None while it does."""
+        return self._device.ended
+
+    @property
+    def fault(self) -> str | None:
+        """What the driver did so that all virtqueues stand still until it resets the device."""
+        return self._device.fault
+
+    def wait(self, timeout: float | None = None) -> str | None:
+        """Waits until the device ends, at most ``timeout`` seconds; :attr:`ended`."""
+        return self._device.wait(timeout)
+
+    def start(self, control: ControlPort) -> bool:
+        """Creates the device or takes it over; see :meth:`vduse.device.device.Device.start`."""
+        return self._device.start(control)
+
+    def resize(self) -> int:
+        """Looks at the backend's size again, and tells the driver; bytes."""
+        size = self._backend.refresh_size()
+        block = self._config.blk_size
+        sectors = size // block * (block // SECTOR)
+        if self._data_path is not None:
+            # First the data path: the driver may use what it is told at once.
+            self._data_path.set_capacity(sectors)
+            self._device.set_config(0, pack_capacity(sectors))
+        return sectors * SECTOR
+
+    def stats(self) -> dict[str, Any]:
+        """See :meth:`_native.BlkDataPath.stats`; empty before the start."""
+        return self._data_path.stats() if self._data_path is not None else {}
+
+    def close(self) -> None:
+        """Drains, closes the node, flushes the backend; the device stays for whoever takes it
+        over. DeviceError: requests do not end."""
+        self._device.close()
+        self._data_path = None
+        if self._own_pool is not None:
+            self._own_pool.close()
+            self._own_pool = None
+        self._backend.flush()
+
+    def _make_data_path(self, resolver: _native.CallSocket) -> _native.BlkDataPath:
+        pool = self._pool
+        if pool is None:
+            pool = self._own_pool = self._own_pool or _native.Pool()
+        self._data_path = _native.BlkDataPath(
+            pool, self._backend, resolver, data_path_limits(self._config), self._serial
+        )
+        return self._data_path

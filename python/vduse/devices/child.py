@@ -1,0 +1,70 @@
+"""A block device in a process of its own, on a control socket that its parent left open:
+
+    python -m vduse.devices.child '{"control_fd": 3, "name": "disk0", "backend": "memory",
+                                    "size": 67108864}'
+
+Prints ``ready NAME`` once it serves, and ends in order on SIGTERM. Tests kill it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+
+from vduse.backends.spec import open_backend
+from vduse.channel.embedded import inherited
+from vduse.device.serve import serve_until_signal
+from vduse.devices.blk import BlkDevice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildArguments:
+    """The JSON argument; names and meanings as in :class:`~vduse.devices.blk.BlkDevice` and
+    :func:`~vduse.backends.spec.open_backend`."""
+
+    control_fd: int
+    name: str
+    backend: str
+    size: int | None = None
+    direct: bool = False
+    read_only: bool = False
+    queues: int = 1
+    queue_size: int = 128
+    packed: bool = False
+    serial: str = ""
+    drain_timeout: float = 20.0
+
+
+def main(argument: str) -> int:
+    """Serves until a signal; the exit code."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    args = ChildArguments(**json.loads(argument))
+    backend = open_backend(
+        args.backend, size=args.size, read_only=args.read_only, direct=args.direct
+    )
+    control = inherited(args.control_fd)
+    device = BlkDevice(
+        args.name,
+        backend,
+        queues=args.queues,
+        queue_size=args.queue_size,
+        packed=args.packed,
+        read_only=args.read_only,
+        serial=args.serial,
+        drain_timeout=args.drain_timeout,
+    )
+
+    def start() -> BlkDevice:
+        device.start(control)
+        return device
+
+    code = serve_until_signal(start)
+    backend.close()
+    control.close()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
