@@ -83,7 +83,7 @@ impl Collector {
             return Err(Malformed::Indirect.into());
         }
         let entries = desc.len / 16;
-        if entries == 0 || desc.len % 16 != 0 || entries > u32::from(self.size) {
+        if entries == 0 || !desc.len.is_multiple_of(16) || entries > u32::from(self.size) {
             return Err(Malformed::IndirectSize(desc.len).into());
         }
         self.copy_table(view, desc.addr, desc.len)?;

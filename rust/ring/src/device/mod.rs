@@ -96,7 +96,7 @@ pub struct DeviceQueue {
 
 enum Ring {
     Split(split::Split),
-    Packed(Box<packed::Packed>),
+    Packed(packed::Packed),
 }
 
 impl DeviceQueue {
@@ -128,7 +128,7 @@ impl DeviceQueue {
     ) -> Result<DeviceQueue, RingError> {
         let areas = layout.areas(areas)?;
         let ring = if layout.packed {
-            Ring::Packed(Box::new(packed::Packed::new(layout, areas, state, record)?))
+            Ring::Packed(packed::Packed::new(layout, areas, state, record)?)
         } else {
             Ring::Split(split::Split::new(layout, areas, state, record)?)
         };

@@ -1,3 +1,7 @@
 //! Tests of both sides together and of the device side against hostile rings.
 
+mod crash;
+mod inflight;
 mod loopback;
+mod malformed_packed;
+mod malformed_split;
