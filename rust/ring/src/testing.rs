@@ -103,7 +103,20 @@ impl Memory {
         (self.part(5), Iova(BASE + self.place(5).0 as u64))
     }
 
-    /// The IOVA of the descriptor, driver and device areas, and one past the memory.
+    /// IOVAs of the descriptor, driver and device areas.
+    pub(crate) fn area_addresses(&self) -> [u64; 3] {
+        [0, 1, 2].map(|index| BASE + self.place(index).0 as u64)
+    }
+
+    /// All bytes as they are now.
+    pub(crate) fn snapshot(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.memory.len];
+        // SAFETY: `self.memory` keeps itself mapped, read-write.
+        unsafe { self.memory.piece().read_into(&mut bytes) };
+        bytes
+    }
+
+    /// One past the last IOVA of the memory.
     pub(crate) fn end(&self) -> u64 {
         BASE + self.memory.len as u64
     }

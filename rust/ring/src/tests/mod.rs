@@ -5,3 +5,6 @@ mod inflight;
 mod loopback;
 mod malformed_packed;
 mod malformed_split;
+mod oracle;
+mod stress;
+mod used;
