@@ -45,3 +45,25 @@ def test_held_signal_does_not_hide_an_error() -> None:
     with stopper.installed(), pytest.raises(OSError), stopper.held():
         signal.raise_signal(signal.SIGINT)
         raise OSError
+
+
+def test_work_inside_held_can_be_stopped_and_is_cleaned_up_undisturbed() -> None:
+    stopper = Stopper()
+    steps = []
+    with stopper.installed(), pytest.raises(Stopped), stopper.held():
+        try:
+            with stopper.released():
+                signal.raise_signal(signal.SIGINT)
+                steps.append("not reached")
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            steps.append("cleaned up")
+    assert steps == ["cleaned up"]
+
+
+def test_signal_during_set_up_takes_effect_before_the_work() -> None:
+    stopper = Stopper()
+    with stopper.installed(), pytest.raises(Stopped), stopper.held():
+        signal.raise_signal(signal.SIGINT)
+        with stopper.released():
+            pytest.fail("the work began")

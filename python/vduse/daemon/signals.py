@@ -13,8 +13,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopper:
-    """Raises :class:`Stopped` once; never while :meth:`held`, where a resource changes hands
-    or is given back."""
+    """Raises :class:`Stopped` once, and never while :meth:`held`.
+
+    Code that owns resources takes and returns them held, and releases around its work::
+
+        with stopper.held(), ExitStack() as stack:
+            disk = stack.enter_context(open_disk())
+            with stopper.released():
+                work(disk)
+    """
 
     def __init__(self) -> None:
         self._holds = 0
@@ -40,6 +47,17 @@ class Stopper:
         finally:
             self._holds -= 1
         self._raise_pending()
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Inside :meth:`held`: a signal takes effect at once."""
+        holds, self._holds = self._holds, 0
+        try:
+            self._raise_pending()
+            yield
+        finally:
+            # Raised once at most, so nothing can interrupt what follows.
+            self._holds = holds
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if self._pending is None:
