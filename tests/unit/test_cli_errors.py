@@ -33,7 +33,7 @@ DEMO_HELP = "(vduse demo --help shows how)"
         ),
         (
             "demo --queue-size two",
-            f"argument --queue-size: 'two' is not a whole number from 2 to 32768 {DEMO_HELP}",
+            f"argument --queue-size: 'two' is not a power of two from 4 to 32768 {DEMO_HELP}",
         ),
         (
             "doctor --jsn",

@@ -23,6 +23,15 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _power_of_two(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high or int(text) & (int(text) - 1):
+            raise ValueError(f"'{text}' is not a power of two from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
 @dataclass(frozen=True)
 class DemoOptions:
     """Options of ``vduse demo``."""
@@ -32,11 +41,18 @@ class DemoOptions:
         "Left out: a temporary one",
         metavar="IMAGE",
     )
-    size: int = option("1G", "size of an image that is made", metavar="SIZE", parse=parse_size)
+    size: int = option(
+        "1G",
+        "size of an image that is made; of one with contents, how much is read",
+        metavar="SIZE",
+        parse=parse_size,
+    )
     queues: int = option("1", "virtqueues", metavar="N", parse=_whole(1, 64))
-    queue_size: int = option("256", "entries of a virtqueue", metavar="N", parse=_whole(2, 32768))
+    queue_size: int = option(
+        "256", "entries of a virtqueue", metavar="N", parse=_power_of_two(4, 32768)
+    )
     packed: bool = flag("packed virtqueues instead of split ones")
-    read_only: bool = flag("offer the disk read-only; nothing is written")
+    read_only: bool = flag("offer the disk read-only; a new image is filled beforehand")
     direct: bool = flag("bypass the page cache (O_DIRECT)")
     keep: bool = flag("keep the images that were made")
 

@@ -9,6 +9,9 @@ from vduse.channel.tap import call_name
 from vduse.control.abi import DevRequest, RequestType
 
 
+_TYPES = {kind.value: kind.name for kind in RequestType}
+
+
 class Counts:
     """A tap (:class:`vduse.channel.tap.Tap`)."""
 
@@ -45,7 +48,7 @@ class Counts:
 
     def on_message(self, device: str, data: bytes) -> None:
         kind = DevRequest.unpack(data).type
-        name = RequestType(kind).name if kind in RequestType else f"{kind:#x}"
+        name = _TYPES.get(kind, f"{kind:#x}")
         with self._lock:
             self._messages[device][name] += 1
 

@@ -6,8 +6,8 @@ import errno
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -17,7 +17,6 @@ from vduse.daemon.demo.images import Image
 from vduse.daemon.demo.progress import Steps
 from vduse.daemon.demo.report import Checked, DeviceFacts, Load, Report
 from vduse.daemon.demo.stack import Attached, Stack
-from vduse.daemon.errors import UserError
 from vduse.daemon.table import Context
 from vduse.daemon.units import format_size
 
@@ -25,12 +24,6 @@ from vduse.daemon.units import format_size
 def run(options: DemoOptions, context: Context) -> Report:
     """UserError for what the person can put right; RuntimeError if contents differ."""
     images.check_size(options.size)
-    if not options.packed and options.queue_size & (options.queue_size - 1):
-        above = 1 << options.queue_size.bit_length()
-        raise UserError(
-            f"--queue-size {options.queue_size}: split virtqueues need a power of two: "
-            f"use {above}, or --packed"
-        )
     return _Demo(options, context).run()
 
 
@@ -57,15 +50,8 @@ class _Demo:
             image = images.prepare(path, self._options.size)
             if image.made and not keep:
                 clean_up.callback(path.unlink, missing_ok=True)
-            with Stack(self._options) as stack:
-                if not image.blank:
-                    self._tour(stack, image)
-                else:
-                    if self._options.read_only:
-                        self._fat_read_only(stack, image, scratch)
-                    else:
-                        self._fat(stack, image, scratch)
-                    self._ext4(stack, scratch)
+            with closing(Stack(self._options)) as stack:
+                self._scenes(stack, image, scratch)
             kept = [str(path)] if keep and image.made else []
             kept += [str(p) for p in scratch.iterdir() if keep and str(p) not in kept]
         return Report(
@@ -77,24 +63,35 @@ class _Demo:
             seconds=monotonic() - begin,
         )
 
+    def _scenes(self, stack: Stack, image: Image, scratch: Path) -> None:
+        if not image.blank:
+            self._tour(stack, image)
+            return
+        if self._options.read_only:
+            self._fat_read_only(stack, image, scratch)
+        else:
+            self._fat(stack, image, scratch)
+        self._ext4(stack, scratch)
+
     # --- what is shown ----------------------------------------------------------------------
 
     def _fat(self, stack: Stack, image: Image, scratch: Path) -> None:
         """Loads, then a FAT file system made, filled and read through the disk."""
-        with stack.attach("demo", image.path) as attached:
-            with self._stopper.released():
-                self._load(attached, write=True)
-                with self._steps.step("discard the load's data"):
-                    attached.clear()
-                with self._steps.step("make a FAT file system"), attached.file() as disk:
-                    size = fat.make(disk, image.size, scratch / "format")
-                with self._steps.step("write files to it") as advance:
-                    fat.write_files(attached.file(), self._files, advance)
-                attached.disk.flush()
-                with self._steps.step("read them back") as advance:
-                    wrong = fat.read_files(attached.file(), self._files, advance)
-                self._same(wrong, "the disk")
-            self._devices.append(attached.facts())
+        with (
+            self._attached(stack, "demo", image.path) as attached,
+            self._stopper.released(),
+        ):
+            self._load(attached, write=True)
+            with self._steps.step("clear the disk"):
+                attached.clear()
+            with self._steps.step("make a FAT file system"), attached.file() as disk:
+                size = fat.make(disk, image.size, scratch / "format")
+            with self._steps.step("write files to it") as advance:
+                fat.write_files(attached.file(), self._files, advance)
+            attached.disk.flush()
+            with self._steps.step("read them back") as advance:
+                wrong = fat.read_files(attached.file(), self._files, advance)
+            self._same(wrong, "the disk")
         with self._stopper.released():
             with self._steps.step("read them from the image file itself") as advance:
                 wrong = fat.read_files(image.path.open("rb"), self._files, advance)
@@ -107,29 +104,31 @@ class _Demo:
             with image.path.open("r+b") as file:
                 size = fat.make(file, image.size, scratch / "format")
             fat.write_files(image.path.open("r+b"), self._files, advance)
-        with stack.attach("demo", image.path, read_only=True) as attached:
-            with self._stopper.released():
-                with self._steps.step("read the files") as advance:
-                    wrong = fat.read_files(attached.file(), self._files, advance)
-                self._same(wrong, "the disk")
-                self._refuses_writes(attached)
-                self._load(attached, write=False)
-            self._devices.append(attached.facts())
+        with (
+            self._attached(stack, "demo", image.path, read_only=True) as attached,
+            self._stopper.released(),
+        ):
+            with self._steps.step("read the files") as advance:
+                wrong = fat.read_files(attached.file(), self._files, advance)
+            self._same(wrong, "the disk")
+            self._refuses_writes(attached)
+            self._load(attached, write=False)
         self._add("FAT16 file system", size, "SHA-256 equal; a write is refused")
 
     def _tour(self, stack: Stack, image: Image) -> None:
         """Somebody's image: read through a read-only disk, and compared with the file."""
         size = min(image.size, self._options.size)
-        with stack.attach("demo", image.path, read_only=True) as attached:
-            with self._stopper.released():
-                with self._steps.step("read it through the disk, MiB") as advance:
-                    through = ext4.digest(attached.disk, size, advance)
-                with self._steps.step("read the image itself"):
-                    direct = _file_digest(image.path, size)
-                self._same([] if through == direct else [str(image.path)], "the disk")
-                self._refuses_writes(attached)
-                self._load(attached, write=False)
-            self._devices.append(attached.facts())
+        with (
+            self._attached(stack, "demo", image.path, read_only=True) as attached,
+            self._stopper.released(),
+        ):
+            with self._steps.step("read it through the disk, MiB") as advance:
+                through = ext4.digest(attached.disk, size, advance)
+            with self._steps.step("read the image itself"):
+                direct = _file_digest(image.path, size)
+            self._same([] if through == direct else [str(image.path)], "the disk")
+            self._refuses_writes(attached)
+            self._load(attached, write=False)
         first = "" if size == image.size else f" (its first {format_size(size)})"
         self._checked.append(
             Checked(
@@ -151,20 +150,27 @@ class _Demo:
         with self._stopper.released(), self._steps.step("make an ext4 image (mke2fs -d)"):
             ext4.make(source, self._files, scratch / "files")
         images.prepare(target, ext4.SIZE)
-        with stack.attach("ext4", target) as attached:
-            with self._stopper.released():
-                with self._steps.step("write it through the disk, MiB") as advance:
-                    ext4.write(attached.disk, source, advance)
-                with self._steps.step("read it back, MiB") as advance:
-                    through = ext4.digest(attached.disk, ext4.SIZE, advance)
-                same = through == _file_digest(source, ext4.SIZE)
-                self._same([] if same else [str(target)], "the disk")
-            self._devices.append(attached.facts())
+        with self._attached(stack, "ext4", target) as attached, self._stopper.released():
+            with self._steps.step("write it through the disk, MiB") as advance:
+                ext4.write(attached.disk, source, advance)
+            with self._steps.step("read it back, MiB") as advance:
+                through = ext4.digest(attached.disk, ext4.SIZE, advance)
+            same = through == _file_digest(source, ext4.SIZE)
+            self._same([] if same else [str(target)], "the disk")
         with self._stopper.released(), self._steps.step("e2fsck"):
             ext4.check(target)
         self._add("ext4 file system", ext4.SIZE, "image SHA-256 equal, e2fsck finds it clean")
 
     # --- steps ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _attached(
+        self, stack: Stack, name: str, image: Path, *, read_only: bool = False
+    ) -> Iterator[Attached]:
+        with stack.attach(name, image, read_only=read_only) as attached:
+            yield attached
+        assert attached.facts is not None
+        self._devices.append(attached.facts)
 
     def _load(self, attached: Attached, *, write: bool) -> None:
         with self._steps.step("load generator") as advance:

@@ -1,0 +1,124 @@
+"""The whole stack in this process: framework, and for each image a device, attached to
+virtio_vdpa."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from vduse import _native
+from vduse.backends.errors import BackendError
+from vduse.backends.spec import open_backend
+from vduse.bus.disk import Disk
+from vduse.channel.embedded import EmbeddedControl
+from vduse.daemon.commands import DemoOptions
+from vduse.daemon.demo.counts import Counts
+from vduse.daemon.demo.report import Bounce, DeviceFacts
+from vduse.daemon.errors import UserError
+from vduse.devices.blk import BlkDevice
+from vduse.framework import Framework
+
+#: Bytes of one write-zeroes request.
+_CLEAR_STEP = 64 << 20
+
+
+class Attached:
+    """A disk on an image, while its device is attached."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.facts: DeviceFacts | None = None
+
+    @property
+    def driver(self) -> _native.BlkDriver:
+        """For the load generator."""
+        return self.disk.driver
+
+    def file(self) -> io.BufferedIOBase:
+        """The disk as a file; closing it flushes."""
+        return self.disk.open("rb" if self.disk.read_only else "r+b", 1 << 20)
+
+    def clear(self) -> None:
+        """All bytes read as zero, and their storage is given back."""
+        for offset in range(0, self.disk.size, _CLEAR_STEP):
+            length = min(_CLEAR_STEP, self.disk.size - offset)
+            self.disk.write_zeroes(offset, length, unmap=True)
+        self.disk.flush()
+
+
+class Stack:
+    """A framework, and what has moved on its channels."""
+
+    def __init__(self, options: DemoOptions) -> None:
+        self._options = options
+        self._counts = Counts()
+        self._exits = ExitStack()
+        self._framework = self._exits.enter_context(Framework(tap=self._counts))
+        self._control = EmbeddedControl(self._framework.control())
+        self._exits.callback(self._control.close)
+
+    def close(self) -> None:
+        """Ends the framework."""
+        self._exits.close()
+
+    @contextmanager
+    def attach(self, name: str, image: Path, *, read_only: bool = False) -> Iterator[Attached]:
+        """A device on the image, bound to virtio_vdpa; at the end its bounce pages are
+        reclaimed, the device is removed, the image flushed and closed, and ``facts`` is set."""
+        options = self._options
+        try:
+            backend = open_backend(f"file:{image}", read_only=read_only, direct=options.direct)
+        except BackendError as error:
+            raise UserError(str(error)) from None
+        with ExitStack() as exits:
+            exits.callback(backend.close)
+            device = BlkDevice(
+                name,
+                backend,
+                queues=options.queues,
+                queue_size=options.queue_size,
+                packed=options.packed,
+                read_only=read_only,
+            )
+            device.start(self._control)
+            exits.callback(self._control.destroy_dev, name)
+            exits.callback(device.close)
+            vdpa = self._framework.dev_add(name)
+            exits.callback(self._framework.dev_del, name)
+            attached = Attached(self._framework.disk(name))
+            yield attached
+            bounce = _reclaim(vdpa.domain)
+            stats = attached.disk.stats()
+            size, engine = attached.disk.size, backend.engine
+        attached.facts = DeviceFacts(
+            name=name,
+            image=str(image),
+            size=size,
+            read_only=read_only,
+            ring="packed" if options.packed else "split",
+            queues=options.queues,
+            queue_size=options.queue_size,
+            engine=engine,
+            messages=self._counts.messages(name),
+            calls=self._counts.calls(name),
+            requests=stats["requests"],
+            bytes_read=stats["bytes_read"],
+            bytes_written=stats["bytes_written"],
+            kicks=stats["kicks"],
+            irqs=stats["irqs"],
+            bounce=bounce,
+        )
+
+
+def _reclaim(domain: _native.Domain) -> Bounce:
+    before = domain.stats()
+    reclaimed = domain.reclaim()
+    after = domain.stats()
+    return Bounce(
+        peak=after["bounce_bytes_peak"],
+        in_use=before["bounce_bytes_in_use"],
+        reclaimed=reclaimed,
+        allocated_after=after["bounce_bytes_allocated"],
+    )
