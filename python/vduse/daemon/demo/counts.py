@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from vduse.channel.tap import call_name
 from vduse.control.abi import DevRequest, RequestType
 
-
 _TYPES = {kind.value: kind.name for kind in RequestType}
 
 
