@@ -1,1 +1,28 @@
-//! skeleton
+//! The device side's data path: workers that serve virtqueues, virtio-blk requests, and the
+//! backends that store the bytes. Nothing here knows Python.
+//!
+//! A request's way: [`vduse_ring::DeviceQueue`] pops a chain; `blk::parse` makes a request of
+//! it, `blk::execute` hands it to the backend's engine, `blk::finish` writes the status byte
+//! and names the used length; the queue publishes once a batch.
+
+pub mod backend;
+mod blk;
+mod buffer;
+mod datapath;
+mod events;
+mod mailbox;
+mod pool;
+mod queue;
+mod slab;
+mod stats;
+mod units;
+mod worker;
+
+pub use blk::Limits;
+pub use buffer::Buffer;
+pub use datapath::{DataPath, Hookup, QueueSetup, StartError};
+pub use events::Event;
+pub use mailbox::Completer;
+pub use pool::Pool;
+pub use stats::Stats;
+pub use units::{Extent, Length, Offset, SECTOR_SIZE, Sector};

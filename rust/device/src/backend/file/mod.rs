@@ -1,0 +1,204 @@
+//! A regular file or a block device. Reads and writes go by io_uring, or by threads where
+//! io_uring is forbidden or not wanted; what io_uring would hand to a thread anyway (holes,
+//! zeroes, a write of part of an O_DIRECT block) goes to our threads at once.
+
+mod aligned;
+mod image;
+mod lock;
+mod probe;
+mod threads;
+mod transfer;
+
+#[cfg(test)]
+mod tests;
+
+pub(super) use image::Image;
+pub(super) use transfer::{Direction, Transfer};
+
+use super::uring::{Uring, Work, io_uring_allowed};
+use super::{
+    Backend, Engine, Error, Info, Kind, Local, Notice, Observer, Observers, Op, Submitted, Token,
+};
+use crate::Completer;
+use rustix::io::Errno;
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use threads::Threads;
+
+/// Which engine is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// io_uring where it is allowed, else threads.
+    Auto,
+    /// io_uring or an error.
+    IoUring,
+    /// Threads.
+    Threads,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Writes are refused; other readers are welcome.
+    pub read_only: bool,
+    /// O_DIRECT: past the page cache.
+    pub direct: bool,
+    /// Which engine is wanted.
+    pub engine: EngineChoice,
+    /// Take QEMU's image locks.
+    pub lock: bool,
+}
+
+/// A disk in a file or block device.
+pub struct File {
+    image: Arc<Image>,
+    threads: Threads,
+    use_uring: bool,
+    observers: Observers,
+}
+
+impl File {
+    /// Opens and locks it. EAGAIN: locked by another program; EPERM or ENOSYS: io_uring was
+    /// asked for and is forbidden.
+    pub fn open(path: &Path, options: OpenOptions) -> Result<File, Error> {
+        let use_uring = match options.engine {
+            EngineChoice::Threads => false,
+            EngineChoice::Auto => io_uring_allowed().is_ok(),
+            EngineChoice::IoUring => io_uring_allowed().map(|()| true).map_err(|errno| {
+                Error::new(
+                    errno,
+                    format!("io_uring is not allowed here ({errno}); use engine threads"),
+                )
+            })?,
+        };
+        let image = Arc::new(Image::open(
+            path,
+            options.read_only,
+            options.direct,
+            options.lock,
+        )?);
+        Ok(File {
+            threads: Threads::new(image.clone()),
+            image,
+            use_uring,
+            observers: Observers::default(),
+        })
+    }
+}
+
+impl Backend for File {
+    fn info(&self) -> Info {
+        Info {
+            size: self.image.size(),
+            block_size: self.image.block_size,
+            read_only: self.image.read_only,
+            can_discard: self.image.can_discard,
+            kind: Kind::Direct,
+        }
+    }
+
+    fn engine_name(&self) -> &'static str {
+        if self.use_uring {
+            "io_uring"
+        } else {
+            "threads"
+        }
+    }
+
+    fn attach(&self, local: &Local) -> Result<Box<dyn Engine>, Error> {
+        let uring = if self.use_uring {
+            Some(local.uring().map_err(|errno| {
+                Error::failed("cannot set up io_uring (engine threads does without)", errno)
+            })?)
+        } else {
+            None
+        };
+        Ok(Box::new(FileEngine {
+            image: self.image.clone(),
+            threads: self.threads.clone(),
+            completer: local.completer.clone(),
+            uring,
+        }))
+    }
+
+    fn refresh_size(&self) -> Result<u64, Error> {
+        if let Some(size) = self.image.refresh_size()? {
+            self.observers.tell(&Notice::Resized(size));
+        }
+        Ok(self.image.size().0)
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        self.image
+            .flush()
+            .map_err(|errno| Error::failed("cannot flush", errno))
+    }
+
+    fn close(&self) -> Result<(), Error> {
+        let flushed = self.flush();
+        self.image.unlock();
+        flushed
+    }
+
+    fn observe(&self, observer: Weak<dyn Observer>) {
+        self.observers.add(observer);
+    }
+}
+
+struct FileEngine {
+    image: Arc<Image>,
+    threads: Threads,
+    completer: Completer,
+    uring: Option<Rc<RefCell<Uring>>>,
+}
+
+impl Engine for FileEngine {
+    fn submit(&mut self, token: Token, op: Op) -> Submitted {
+        let Some(uring) = &self.uring else {
+            self.threads.submit(token, op, &self.completer);
+            return Submitted::Pending;
+        };
+        let (direction, extent, buffer) = match op {
+            Op::Read { extent, buffer } => (Direction::Read, extent, buffer),
+            Op::Write { extent, buffer } => (Direction::Write, extent, buffer),
+            Op::Flush if self.image.read_only => return Submitted::Done(Ok(())),
+            Op::Flush => {
+                uring
+                    .borrow_mut()
+                    .submit(token, self.image.clone(), Work::Flush);
+                return Submitted::Pending;
+            }
+            op => {
+                self.threads.submit(token, op, &self.completer);
+                return Submitted::Pending;
+            }
+        };
+        match Transfer::plan(direction, extent, buffer, self.image.alignment) {
+            Ok(transfer) if transfer.is_done() => Submitted::Done(Ok(())),
+            Ok(transfer) => {
+                uring
+                    .borrow_mut()
+                    .submit(token, self.image.clone(), Work::Transfer(transfer));
+                Submitted::Pending
+            }
+            Err(buffer) => {
+                let op = Op::Write { extent, buffer };
+                self.threads.submit(token, op, &self.completer);
+                Submitted::Pending
+            }
+        }
+    }
+
+    fn cancel(&mut self, token: Token) {
+        if let Some(uring) = &self.uring {
+            uring.borrow_mut().cancel(token);
+        }
+        self.threads.cancel(token);
+    }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}

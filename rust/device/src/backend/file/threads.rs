@@ -1,0 +1,145 @@
+//! Threads that wait for the file: for what io_uring does not do, and where it is forbidden.
+//! They come when there is work and go after some idle seconds.
+
+use super::image::Image;
+use crate::Completer;
+use crate::backend::{Completion, Op, Token};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Most threads of one file: enough to keep a disk's queue filled.
+const MOST_THREADS: usize = 8;
+/// How long a thread without work stays.
+const IDLE: Duration = Duration::from_secs(5);
+
+struct Job {
+    token: Token,
+    op: Op,
+    completer: Completer,
+}
+
+impl Job {
+    fn end(self, result: Result<(), Errno>) {
+        end(&self.completer, self.token, result);
+    }
+}
+
+fn end(completer: &Completer, token: Token, result: Result<(), Errno>) {
+    completer.complete(Completion {
+        token,
+        result,
+        data: None,
+    });
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+}
+
+struct Shared {
+    image: Arc<Image>,
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The threads of one file.
+#[derive(Clone)]
+pub(super) struct Threads(Arc<Shared>);
+
+impl Threads {
+    pub(super) fn new(image: Arc<Image>) -> Threads {
+        Threads(Arc::new(Shared {
+            image,
+            state: Mutex::default(),
+            work: Condvar::new(),
+        }))
+    }
+
+    /// Hands an operation to a thread; the completion goes to `completer`.
+    pub(super) fn submit(&self, token: Token, op: Op, completer: &Completer) {
+        let mut state = self.0.lock();
+        state.jobs.push_back(Job {
+            token,
+            op,
+            completer: completer.clone(),
+        });
+        if state.idle >= state.jobs.len() || state.threads >= MOST_THREADS {
+            self.0.work.notify_one();
+            return;
+        }
+        let shared = self.0.clone();
+        let spawned = std::thread::Builder::new()
+            .name("vduse-file".into())
+            .spawn(move || serve(&shared));
+        match spawned {
+            Ok(_) => state.threads += 1,
+            Err(_) if state.threads > 0 => {}
+            Err(_) => {
+                let job = state.jobs.pop_back();
+                drop(state);
+                if let Some(job) = job {
+                    job.end(Err(Errno::AGAIN));
+                }
+            }
+        }
+    }
+
+    /// Ends what has not been started.
+    pub(super) fn cancel(&self, token: Token) {
+        let mut cancelled = Vec::new();
+        {
+            let mut state = self.0.lock();
+            let (these, others) = std::mem::take(&mut state.jobs)
+                .into_iter()
+                .partition(|job| job.token == token);
+            state.jobs = others;
+            cancelled.extend::<VecDeque<Job>>(these);
+        }
+        for job in cancelled {
+            job.end(Err(Errno::CANCELED));
+        }
+    }
+}
+
+fn serve(shared: &Shared) {
+    let mut state = shared.lock();
+    loop {
+        if let Some(Job {
+            token,
+            op,
+            completer,
+        }) = state.jobs.pop_front()
+        {
+            drop(state);
+            // A bug in one operation fails that operation; the worker waits for its end.
+            let result = catch_unwind(AssertUnwindSafe(|| shared.image.run(op)))
+                .unwrap_or(Err(Errno::IO));
+            end(&completer, token, result);
+            state = shared.lock();
+            continue;
+        }
+        state.idle += 1;
+        let (woken, wait) = shared
+            .work
+            .wait_timeout(state, IDLE)
+            .unwrap_or_else(PoisonError::into_inner);
+        state = woken;
+        state.idle -= 1;
+        if wait.timed_out() && state.jobs.is_empty() {
+            state.threads -= 1;
+            return;
+        }
+    }
+}

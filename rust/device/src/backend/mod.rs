@@ -1,0 +1,184 @@
+//! What stores a disk's bytes.
+//!
+//! A [`Backend`] is shared by all workers; an [`Engine`] is what one virtqueue submits to, on
+//! its worker's thread. An engine answers at once ([`Submitted::Done`]) or later, through the
+//! [`Completer`] of its worker, from any thread, in any order, exactly once per operation.
+//! A backend of its own threads or sockets needs nothing else; the worker's io_uring
+//! ([`Local::uring`]) is there for those that read and write files.
+
+mod check;
+mod error;
+mod file;
+mod memory;
+mod null;
+mod observe;
+mod uring;
+
+pub use check::check;
+pub use error::Error;
+pub use file::{EngineChoice, File, OpenOptions};
+pub use memory::Memory;
+pub use null::Null;
+pub use observe::{Connection, Notice, Observer, Observers};
+pub use uring::{Uring, io_uring_allowed};
+
+use crate::{Buffer, Completer, Extent, Length};
+use rustix::io::Errno;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Weak;
+
+/// Who writes into guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The engine reads and writes guest memory until an operation completes: a reset waits
+    /// for it and cancels what can be cancelled.
+    Direct,
+    /// The engine copies out of guest memory only during `submit` and never writes there: what
+    /// was read arrives in [`Completion::data`] and is copied when the request finishes. A
+    /// reset abandons what is in flight.
+    Detachable,
+}
+
+/// What a backend is, now; `size` may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Bytes, a multiple of 512.
+    pub size: Length,
+    /// Smallest unit, in bytes, that is written without reading first; a power of two >= 512.
+    pub block_size: u32,
+    /// Writes are refused with EROFS.
+    pub read_only: bool,
+    /// Discarding gives space back.
+    pub can_discard: bool,
+    /// Who writes into guest memory.
+    pub kind: Kind,
+}
+
+/// One operation on the disk. The range was checked against the disk's size by [`check`].
+pub enum Op {
+    /// Fill the buffer from the disk.
+    Read {
+        /// Where; as long as the buffer.
+        extent: Extent,
+        /// Device-writable memory.
+        buffer: Buffer,
+    },
+    /// Write the buffer to the disk.
+    Write {
+        /// Where; as long as the buffer.
+        extent: Extent,
+        /// Device-readable memory.
+        buffer: Buffer,
+    },
+    /// Everything completed before is stable when this completes.
+    Flush,
+    /// The range's content is not needed any more; what it reads as afterwards is not said.
+    Discard {
+        /// Where.
+        extent: Extent,
+    },
+    /// The range reads as zeroes afterwards.
+    WriteZeroes {
+        /// Where.
+        extent: Extent,
+        /// Space may be given back.
+        may_unmap: bool,
+    },
+}
+
+/// Names one operation to the worker that submitted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub u64);
+
+/// How an operation ended.
+pub struct Completion {
+    /// As given to `submit`.
+    pub token: Token,
+    /// The operation was carried out whole, or not.
+    pub result: Result<(), Errno>,
+    /// What a detachable engine read, as long as the buffer; `None` from direct engines.
+    pub data: Option<Vec<u8>>,
+}
+
+/// What became of a submitted operation.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// It has ended; no completion follows.
+    Done(Result<(), Errno>),
+    /// A completion follows.
+    Pending,
+}
+
+/// What a worker offers the engines on it.
+pub struct Local {
+    /// Takes completions from any thread.
+    pub completer: Completer,
+    /// The worker's io_uring, made by the first engine that wants it.
+    pub uring: RefCell<Option<Rc<RefCell<Uring>>>>,
+}
+
+/// Where one virtqueue's operations go. Lives and dies on its worker's thread; dropping it
+/// does not end what is pending.
+pub trait Engine {
+    /// Takes one operation. An engine queues what it cannot start yet: a virtqueue has at most
+    /// as many requests in flight as descriptors.
+    fn submit(&mut self, token: Token, op: Op) -> Submitted;
+
+    /// End of a batch: what `submit` has collected goes on its way now.
+    fn flush(&mut self) {}
+
+    /// Ends the operations under this token early if that is possible; they complete in any
+    /// case, cancelled or not.
+    fn cancel(&mut self, _token: Token) {}
+}
+
+/// What stores a disk's bytes; one for each disk, shared by its queues.
+pub trait Backend: Send + Sync {
+    /// What it is, now.
+    fn info(&self) -> Info;
+
+    /// Which engine serves it: `none`, `io_uring` or `threads`.
+    fn engine_name(&self) -> &'static str {
+        "none"
+    }
+
+    /// An engine for one virtqueue, on the calling worker's thread.
+    fn attach(&self, local: &Local) -> Result<Box<dyn Engine>, Error>;
+
+    /// Looks at the size again; observers hear of a change. Bytes.
+    fn refresh_size(&self) -> Result<u64, Error> {
+        Ok(self.info().size.0)
+    }
+
+    /// Makes everything stable, waiting for it.
+    fn flush(&self) -> Result<(), Error>;
+
+    /// Flushes and gives locks back. Every engine must be idle.
+    fn close(&self) -> Result<(), Error> {
+        self.flush()
+    }
+
+    /// How the link to whatever holds the bytes stands.
+    fn connection(&self) -> Connection {
+        Connection::Local
+    }
+
+    /// Tells `observer` about resizes and changes of the connection while it lives.
+    fn observe(&self, _observer: Weak<dyn Observer>) {}
+}
+
+/// Checks the size of a disk: EINVAL unless it is a multiple of 512 and not 0.
+fn disk_size(size: u64) -> Result<Length, Error> {
+    let size = Length(size);
+    if size.0 == 0 || !size.is_sectors() {
+        return Err(Error::new(
+            Errno::INVAL,
+            format!(
+                "a disk of {} bytes: the size must be a multiple of 512 and not 0",
+                size.0
+            ),
+        ));
+    }
+    Ok(size)
+}

@@ -1,0 +1,18 @@
+//! virtio-blk requests (virtio 1.3, section 5.2.6) in three steps, three types: [`parse`]
+//! makes a [`Request`] of a chain, [`Execution`] carries it out, and only [`Finish`] writes
+//! the status byte and says the used length.
+
+mod execute;
+mod finish;
+mod limits;
+mod parse;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub(crate) use execute::{Execution, Progress, Traffic};
+pub(crate) use finish::{Finish, Used};
+pub use limits::Limits;
+pub(crate) use limits::Rules;
+pub(crate) use parse::{Parsed, parse};
+pub(crate) use wire::ID_BYTES;

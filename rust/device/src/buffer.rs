@@ -1,0 +1,91 @@
+//! The buffers of one request in memory shared with the driver. The driver may change every
+//! byte at any time, so bytes are only ever copied, once.
+
+use vduse_mem::{Piece, Pieces, Pin};
+
+/// Pieces of shared memory, in order, and what keeps them mapped.
+pub struct Buffer {
+    pieces: Pieces,
+    len: u64,
+    pin: Option<Pin>,
+}
+
+impl Buffer {
+    /// Pieces of the view that `pin` was taken of, after their translation.
+    ///
+    /// # Safety
+    /// They are exactly that, and translated for what will be done with the buffer: reading
+    /// for [`Op::Write`](crate::backend::Op::Write), writing for `Op::Read`.
+    pub(crate) unsafe fn pinned(pieces: Pieces, pin: Pin) -> Buffer {
+        Buffer {
+            len: total(&pieces),
+            pieces,
+            pin: Some(pin),
+        }
+    }
+
+    /// Pieces of memory that something else keeps alive.
+    ///
+    /// # Safety
+    /// All pieces stay valid for reads and writes until the buffer and what shares it are gone.
+    pub unsafe fn borrowed(pieces: Pieces) -> Buffer {
+        Buffer {
+            len: total(&pieces),
+            pieces,
+            pin: None,
+        }
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The pieces; valid as long as the buffer (or what shares it) lives.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// Another owner of the same memory.
+    pub fn share(&self) -> Buffer {
+        Buffer {
+            pieces: self.pieces.clone(),
+            len: self.len,
+            pin: self.pin.clone(),
+        }
+    }
+
+    /// Copies `from` into the buffer's first bytes; bytes beyond the buffer are left out.
+    pub fn write(&self, from: &[u8]) {
+        let mut rest = from;
+        for piece in &self.pieces {
+            // SAFETY: the pin, or `borrowed`'s caller, keeps the piece valid for writes.
+            rest = &rest[unsafe { piece.write_from(rest) }..];
+        }
+    }
+
+    /// Copies the buffer's first bytes into `to`; `to` beyond the buffer is left as it is.
+    pub fn read(&self, to: &mut [u8]) {
+        let mut done = 0;
+        for piece in &self.pieces {
+            // SAFETY: as in `write`, for reads.
+            done += unsafe { piece.read_into(&mut to[done..]) };
+        }
+    }
+
+    /// All bytes, copied.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len as usize];
+        self.read(&mut bytes);
+        bytes
+    }
+}
+
+fn total(pieces: &Pieces) -> u64 {
+    pieces.iter().map(|piece| piece.len as u64).sum()
+}

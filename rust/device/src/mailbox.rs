@@ -1,0 +1,76 @@
+//! How other threads reach a worker: commands and completions, and an eventfd that wakes it.
+
+use crate::backend::Completion;
+use crate::worker::Command;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What waits for a worker.
+#[derive(Default)]
+pub(crate) struct Mail {
+    pub(crate) commands: Vec<Command>,
+    pub(crate) completions: Vec<Completion>,
+}
+
+/// One worker's letter box.
+pub(crate) struct Mailbox {
+    mail: Mutex<Mail>,
+    wake: OwnedFd,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> Result<Arc<Mailbox>, Errno> {
+        Ok(Arc::new(Mailbox {
+            mail: Mutex::default(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        }))
+    }
+
+    pub(crate) fn send(&self, command: Command) {
+        self.put(|mail| mail.commands.push(command));
+    }
+
+    /// Takes everything; `into` is empty and lends its memory.
+    pub(crate) fn take(&self, into: &mut Mail) {
+        std::mem::swap(
+            &mut *self.mail.lock().unwrap_or_else(PoisonError::into_inner),
+            into,
+        );
+    }
+
+    /// Readable after every letter into an empty box. Never read: the worker watches for
+    /// edges.
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    fn put(&self, add: impl FnOnce(&mut Mail)) {
+        let was_empty = {
+            let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+            let was_empty = mail.commands.is_empty() && mail.completions.is_empty();
+            add(&mut mail);
+            was_empty
+        };
+        if was_empty {
+            // A full counter (2^64 letters) still wakes: nothing to handle.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Takes completions for one worker, from any thread.
+#[derive(Clone)]
+pub struct Completer(Arc<Mailbox>);
+
+impl Completer {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Completer {
+        Completer(mailbox)
+    }
+
+    /// Delivers a completion; the worker is woken.
+    pub fn complete(&self, completion: Completion) {
+        self.0.put(|mail| mail.completions.push(completion));
+    }
+}
