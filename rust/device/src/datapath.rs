@@ -1,0 +1,380 @@
+//! All queues of one virtio-blk device: what its owner calls, from any thread.
+
+use crate::backend::{Backend, Connection, Notice, Observer};
+use crate::blk::{ID_BYTES, Limits};
+use crate::events::{Event, Events};
+use crate::pool::{Pool, Shared as SharedPool};
+use crate::queue::{Handle, Irq, Live, NewQueue, Outcome};
+use crate::stats::{Counters, Stats};
+use crate::worker::{Command, Done};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::time::{Duration, Instant};
+use vduse_channel::IrqSink;
+use vduse_mem::{Iotlb, Iova, Resolver};
+use vduse_ring::{Layout, QueueState, RingError};
+
+/// How long [`DataPath::close`] waits for a backend that is writing into guest memory.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+static NEXT_DEVICE: AtomicU64 = AtomicU64::new(0);
+
+/// What a device is connected to.
+pub struct Hookup {
+    /// What stores the bytes.
+    pub backend: Arc<dyn Backend>,
+    /// Resolves IOTLB misses.
+    pub resolver: Arc<dyn Resolver>,
+    /// Injects irqs of queues without a call fd.
+    pub irq_sink: Arc<dyn IrqSink>,
+    /// Sectors of 512 bytes.
+    pub capacity: u64,
+    /// The config space's limits.
+    pub limits: Limits,
+    /// What GET_ID answers: up to 20 bytes, cut there, padded with NUL.
+    pub serial: Vec<u8>,
+}
+
+/// How one queue is set up.
+pub struct QueueSetup {
+    /// Format and size.
+    pub layout: Layout,
+    /// Negotiated feature bits.
+    pub features: u64,
+    /// IOVAs of the descriptor, driver and device areas.
+    pub areas: [Iova; 3],
+    /// Where the queue goes on.
+    pub state: QueueState,
+    /// Watched for kicks, never read.
+    pub kick: OwnedFd,
+    /// Gets irqs, an eventfd or a pipe; made O_NONBLOCK. `None`: through the irq sink.
+    pub call: Option<OwnedFd>,
+    /// In-flight record: a shared memory file and the offset of this queue's part in it.
+    pub inflight: Option<(OwnedFd, u64)>,
+}
+
+/// Why a queue did not start.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// It is running already, or still draining.
+    #[error("queue {0} is running already")]
+    Running(u32),
+    /// The device is closed, or broken until its next reset.
+    #[error("the device takes no queues: {0}")]
+    Stopped(&'static str),
+    /// The ring is where nothing is mapped, or not as the specification wants it.
+    #[error("{0}")]
+    Ring(#[from] RingError),
+    /// An fd that is not what it should be, or the system's refusal.
+    #[error("{0}: {1}")]
+    System(&'static str, Errno),
+    /// The backend has no engine for it.
+    #[error("{0}")]
+    Backend(#[from] crate::backend::Error),
+}
+
+/// What the queues of a device share.
+pub(crate) struct Device {
+    pub(crate) id: u64,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) irq_sink: Arc<dyn IrqSink>,
+    pub(crate) limits: Limits,
+    pub(crate) serial: [u8; ID_BYTES],
+    /// Sectors of 512 bytes.
+    pub(crate) capacity: AtomicU64,
+    broken: AtomicBool,
+    events: Events,
+}
+
+impl Device {
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Stops the device; the first reason is told.
+    pub(crate) fn set_broken(&self, queue: u32, message: String) {
+        if !self.broken.swap(true, Ordering::Relaxed) {
+            self.events.push(Event::Broken { queue, message });
+        }
+    }
+}
+
+impl Observer for Device {
+    fn notice(&self, notice: &Notice) {
+        self.events.push(match notice {
+            Notice::Resized(size) => Event::Resized { size: size.0 },
+            Notice::Connection(connection) => Event::Connection {
+                message: match connection {
+                    Connection::Local | Connection::Connected => "connected".into(),
+                    Connection::Lost(why) => format!("lost: {why}"),
+                },
+            },
+        });
+    }
+}
+
+struct State {
+    /// Replaced by each reset.
+    iotlb: Arc<Iotlb>,
+    queues: BTreeMap<u32, Arc<Handle>>,
+    counters: BTreeMap<u32, Arc<Counters>>,
+    /// Misses of IOTLBs that were replaced.
+    misses: u64,
+    closed: bool,
+}
+
+/// A device's data path.
+pub struct DataPath {
+    device: Arc<Device>,
+    pool: Arc<SharedPool>,
+    resolver: Arc<dyn Resolver>,
+    state: Mutex<State>,
+}
+
+impl DataPath {
+    /// Of a device without running queues.
+    pub fn new(pool: &Pool, hookup: Hookup) -> Result<DataPath, Errno> {
+        let mut serial = [0; ID_BYTES];
+        let given = hookup.serial.len().min(ID_BYTES);
+        serial[..given].copy_from_slice(&hookup.serial[..given]);
+        let device = Arc::new(Device {
+            id: NEXT_DEVICE.fetch_add(1, Ordering::Relaxed),
+            backend: hookup.backend,
+            irq_sink: hookup.irq_sink,
+            limits: hookup.limits,
+            serial,
+            capacity: AtomicU64::new(hookup.capacity),
+            broken: AtomicBool::new(false),
+            events: Events::new()?,
+        });
+        let observer: Weak<Device> = Arc::downgrade(&device);
+        device.backend.observe(observer);
+        Ok(DataPath {
+            device,
+            pool: pool.shared(),
+            state: Mutex::new(State {
+                iotlb: Iotlb::new(hookup.resolver.clone()),
+                queues: BTreeMap::new(),
+                counters: BTreeMap::new(),
+                misses: 0,
+                closed: false,
+            }),
+            resolver: hookup.resolver,
+        })
+    }
+
+    /// Starts a queue, and looks at its ring at once: kicks may have been lost. Maps the ring
+    /// areas on the calling thread, which may ask the resolver.
+    pub fn start_queue(&self, index: u32, setup: QueueSetup) -> Result<(), StartError> {
+        let (iotlb, counters) = {
+            let mut state = self.lock();
+            if state.closed {
+                return Err(StartError::Stopped("it is closed"));
+            }
+            if self.device.is_broken() {
+                return Err(StartError::Stopped("it is broken until it is reset"));
+            }
+            if let Some(handle) = state.queues.get(&index)
+                && handle.outcome().is_none()
+            {
+                return Err(StartError::Running(index));
+            }
+            let counters = state.counters.entry(index).or_default().clone();
+            (state.iotlb.clone(), counters)
+        };
+        let handle = Arc::new(Handle::new(self.pool.least_loaded()));
+        let irq = Irq::new(setup.call, index)?;
+        let live = Live::new(
+            iotlb,
+            setup.layout,
+            setup.areas,
+            setup.state,
+            setup.inflight,
+        )?;
+        let queue = NewQueue {
+            device: self.device.clone(),
+            index,
+            features: setup.features,
+            live,
+            kick: setup.kick,
+            irq,
+            counters,
+            handle: handle.clone(),
+        };
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.pool.send(
+            handle.worker(),
+            Command::Start {
+                queue: Box::new(queue),
+                reply,
+            },
+        );
+        let id = answer
+            .recv()
+            .map_err(|_| StartError::Stopped("its workers have ended"))??;
+        handle.set_id(id);
+        self.lock().queues.insert(index, handle);
+        Ok(())
+    }
+
+    /// Takes nothing more, waits for what is in flight, and says where the queue stands; `None`
+    /// if requests were still in flight after `timeout` (it keeps draining; ask again).
+    /// `Err(())`: it is not running.
+    #[allow(clippy::result_unit_err)]
+    pub fn stop_queue(&self, index: u32, timeout: Duration) -> Result<Option<QueueState>, ()> {
+        let handle = self.lock().queues.get(&index).cloned().ok_or(())?;
+        self.pool
+            .send(handle.worker(), Command::Drain { id: handle.id() });
+        let outcome = handle.wait(timeout);
+        if let Some(outcome) = outcome {
+            let mut state = self.lock();
+            if state
+                .queues
+                .get(&index)
+                .is_some_and(|now| Arc::ptr_eq(now, &handle))
+            {
+                state.queues.remove(&index);
+            }
+            return match outcome {
+                Outcome::Stopped(at) => Ok(Some(at)),
+                Outcome::Broken => Err(()),
+            };
+        }
+        Ok(None)
+    }
+
+    /// Whether the queue takes requests.
+    pub fn queue_running(&self, index: u32) -> bool {
+        !self.device.is_broken()
+            && self
+                .lock()
+                .queues
+                .get(&index)
+                .is_some_and(|handle| handle.is_running())
+    }
+
+    /// Irqs go here from now on; one is sent at once, since one may have been lost.
+    pub fn set_call(&self, index: u32, call: Option<OwnedFd>) -> Result<(), StartError> {
+        let irq = Irq::new(call, index)?;
+        let handle = self.lock().queues.get(&index).cloned();
+        let Some(handle) = handle else {
+            return Err(StartError::Stopped("the queue is not running"));
+        };
+        let (done, wait) = mpsc::channel();
+        self.pool.send(
+            handle.worker(),
+            Command::SetIrq {
+                id: handle.id(),
+                irq,
+                done,
+            },
+        );
+        // Ends when the worker has done it (or has ended).
+        let _ = wait.recv();
+        Ok(())
+    }
+
+    /// UPDATE_IOTLB: drops the mappings of `[start, last]`; true once every worker looks at
+    /// the new generation. Requests in flight keep the old mappings.
+    pub fn invalidate(&self, start: Iova, last: Iova, timeout: Duration) -> bool {
+        let iotlb = self.lock().iotlb.clone();
+        iotlb.invalidate(start, last);
+        let device = self.device.id;
+        self.ask_all(timeout, |done| Command::Refresh { device, done })
+    }
+
+    /// Stops all queues without finishing into guest memory; true once no request touches it
+    /// any more and all mappings are dropped. A device that was broken is whole again.
+    pub fn reset(&self, timeout: Duration) -> bool {
+        if !self.discard_queues(timeout) {
+            return false;
+        }
+        let fresh = Iotlb::new(self.resolver.clone());
+        let mut state = self.lock();
+        let old = std::mem::replace(&mut state.iotlb, fresh);
+        state.misses += old.misses();
+        self.device.broken.store(false, Ordering::Relaxed);
+        true
+    }
+
+    /// The disk has this many sectors of 512 bytes from now on.
+    pub fn set_capacity(&self, sectors: u64) {
+        self.device.capacity.store(sectors, Ordering::Relaxed);
+    }
+
+    /// Readable when [`DataPath::events`] has something.
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.device.events.fd().as_fd()
+    }
+
+    /// Takes what has happened.
+    pub fn events(&self) -> Vec<Event> {
+        self.device.events.take()
+    }
+
+    /// Counts of the device, and of each queue that ever ran.
+    pub fn stats(&self) -> (Stats, BTreeMap<u32, Stats>) {
+        let state = self.lock();
+        let queues: BTreeMap<u32, Stats> = state
+            .counters
+            .iter()
+            .map(|(index, counters)| (*index, counters.read()))
+            .collect();
+        let mut total = Stats::default();
+        for stats in queues.values() {
+            total.add(stats);
+        }
+        total.iotlb_misses = state.misses + state.iotlb.misses();
+        (total, queues)
+    }
+
+    /// Stops all queues for good. Waits a few seconds at most; what is in flight then ends by
+    /// itself, unseen by the driver.
+    pub fn close(&self) {
+        if !std::mem::replace(&mut self.lock().closed, true) {
+            self.discard_queues(CLOSE_WAIT);
+        }
+    }
+
+    fn discard_queues(&self, timeout: Duration) -> bool {
+        self.lock().queues.clear();
+        let device = self.device.id;
+        self.ask_all(timeout, |done| Command::Discard {
+            device,
+            done: Some(done),
+        })
+    }
+
+    /// Sends a command to all workers; true once all have dropped their `done`.
+    fn ask_all(&self, timeout: Duration, command: impl Fn(Done) -> Command) -> bool {
+        let deadline = Instant::now().checked_add(timeout);
+        let (done, wait) = mpsc::channel();
+        for worker in 0..self.pool.workers() {
+            self.pool.send(worker, command(done.clone()));
+        }
+        drop(done);
+        let ended = match deadline {
+            Some(deadline) => {
+                wait.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            }
+            None => wait.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+        };
+        ended == Err(mpsc::RecvTimeoutError::Disconnected)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for DataPath {
+    fn drop(&mut self) {
+        let device = self.device.id;
+        for worker in 0..self.pool.workers() {
+            self.pool
+                .send(worker, Command::Discard { device, done: None });
+        }
+    }
+}
