@@ -3,13 +3,16 @@
 use crate::backend::{Backend, Connection, Notice, Observer};
 use crate::blk::{ID_BYTES, Limits};
 use crate::events::{Event, Events};
+use crate::handle::{Handle, Outcome};
+use crate::irq::Irq;
+use crate::live::Live;
 use crate::pool::{Pool, Shared as SharedPool};
-use crate::queue::{Handle, Irq, Live, NewQueue, Outcome};
+use crate::queue::NewQueue;
 use crate::stats::{Counters, Stats};
 use crate::worker::{Command, Done};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
@@ -306,7 +309,7 @@ impl DataPath {
 
     /// Readable when [`DataPath::events`] has something.
     pub fn event_fd(&self) -> BorrowedFd<'_> {
-        self.device.events.fd().as_fd()
+        self.device.events.fd()
     }
 
     /// Takes what has happened.
@@ -356,10 +359,10 @@ impl DataPath {
         }
         drop(done);
         let ended = match deadline {
-            Some(deadline) => {
-                wait.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            }
-            None => wait.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+            Some(deadline) => wait.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            None => wait
+                .recv()
+                .map_err(|_| mpsc::RecvTimeoutError::Disconnected),
         };
         ended == Err(mpsc::RecvTimeoutError::Disconnected)
     }

@@ -5,7 +5,7 @@ use crate::worker::Command;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What waits for a worker.
 #[derive(Default)]
@@ -16,14 +16,15 @@ pub(crate) struct Mail {
 
 /// One worker's letter box.
 pub(crate) struct Mailbox {
-    mail: Mutex<Mail>,
+    /// `None` once the worker has ended: letters are dropped.
+    mail: Mutex<Option<Mail>>,
     wake: OwnedFd,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> Result<Arc<Mailbox>, Errno> {
         Ok(Arc::new(Mailbox {
-            mail: Mutex::default(),
+            mail: Mutex::new(Some(Mail::default())),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
     }
@@ -33,11 +34,18 @@ impl Mailbox {
     }
 
     /// Takes everything; `into` is empty and lends its memory.
+    /// Takes everything; `into` is empty and lends its memory.
     pub(crate) fn take(&self, into: &mut Mail) {
-        std::mem::swap(
-            &mut *self.mail.lock().unwrap_or_else(PoisonError::into_inner),
-            into,
-        );
+        if let Some(mail) = &mut *self.lock() {
+            std::mem::swap(mail, into);
+        }
+    }
+
+    /// The worker has ended.
+    pub(crate) fn close(&self) {
+        let rest = self.lock().take();
+        // Not under the lock: what is dropped may own anything.
+        drop(rest);
     }
 
     /// Readable after every letter into an empty box. Never read: the worker watches for
@@ -48,15 +56,22 @@ impl Mailbox {
 
     fn put(&self, add: impl FnOnce(&mut Mail)) {
         let was_empty = {
-            let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut mail = self.lock();
+            let Some(mail) = &mut *mail else {
+                return;
+            };
             let was_empty = mail.commands.is_empty() && mail.completions.is_empty();
-            add(&mut mail);
+            add(mail);
             was_empty
         };
         if was_empty {
             // A full counter (2^64 letters) still wakes: nothing to handle.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Mail>> {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -25,6 +25,14 @@ impl<T> Slab<T> {
         u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 entries")
     }
 
+    /// The key that the next insertion gives.
+    pub(crate) fn next_key(&self) -> u32 {
+        self.free
+            .last()
+            .copied()
+            .unwrap_or(self.entries.len() as u32)
+    }
+
     pub(crate) fn get_mut(&mut self, key: u32) -> Option<&mut T> {
         self.entries.get_mut(key as usize)?.as_mut()
     }

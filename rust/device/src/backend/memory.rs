@@ -135,7 +135,11 @@ impl Store {
         unsafe {
             first.write_bytes(0, head);
             if pages > 0 {
-                madvise(first.add(head).as_ptr().cast(), pages, Advice::LinuxDontNeed)?;
+                madvise(
+                    first.add(head).as_ptr().cast(),
+                    pages,
+                    Advice::LinuxDontNeed,
+                )?;
             }
             first.add(head + pages).write_bytes(0, tail);
         }

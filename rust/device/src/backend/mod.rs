@@ -4,7 +4,7 @@
 //! its worker's thread. An engine answers at once ([`Submitted::Done`]) or later, through the
 //! [`Completer`] of its worker, from any thread, in any order, exactly once per operation.
 //! A backend of its own threads or sockets needs nothing else; the worker's io_uring
-//! ([`Local::uring`]) is there for those that read and write files.
+//! is there for those that read and write files.
 
 mod check;
 mod error;
@@ -20,7 +20,8 @@ pub use file::{EngineChoice, File, OpenOptions};
 pub use memory::Memory;
 pub use null::Null;
 pub use observe::{Connection, Notice, Observer, Observers};
-pub use uring::{Uring, io_uring_allowed};
+pub(crate) use uring::Uring;
+pub use uring::io_uring_allowed;
 
 use crate::{Buffer, Completer, Extent, Length};
 use rustix::io::Errno;
@@ -115,7 +116,20 @@ pub struct Local {
     /// Takes completions from any thread.
     pub completer: Completer,
     /// The worker's io_uring, made by the first engine that wants it.
-    pub uring: RefCell<Option<Rc<RefCell<Uring>>>>,
+    pub(crate) uring: RefCell<Option<Rc<RefCell<Uring>>>>,
+}
+
+impl Local {
+    /// The worker's io_uring.
+    fn uring(&self) -> Result<Rc<RefCell<Uring>>, Errno> {
+        let mut uring = self.uring.borrow_mut();
+        if let Some(uring) = &*uring {
+            return Ok(uring.clone());
+        }
+        let made = Rc::new(RefCell::new(Uring::new()?));
+        *uring = Some(made.clone());
+        Ok(made)
+    }
 }
 
 /// Where one virtqueue's operations go. Lives and dies on its worker's thread; dropping it

@@ -8,7 +8,7 @@ use crate::slab::Slab;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 /// Submissions collected before they are handed over.
@@ -23,16 +23,11 @@ pub fn io_uring_allowed() -> Result<(), Errno> {
     IoUring::new(2).map(drop).map_err(errno)
 }
 
-/// What is done to a file.
-pub(super) enum Work {
-    Transfer(Transfer),
-    Flush,
-}
-
 struct Pending {
     token: Token,
     image: Arc<Image>,
-    work: Work,
+    /// `None`: a flush.
+    transfer: Option<Transfer>,
     in_kernel: bool,
 }
 
@@ -45,8 +40,8 @@ pub struct Uring {
     waiting: VecDeque<u32>,
     /// In the ring or the kernel, cancellations too.
     in_kernel: usize,
-    /// Submissions that the kernel has not been told of.
-    unsubmitted: bool,
+    /// Cancelled before the kernel saw them.
+    cancelled: Vec<Completion>,
 }
 
 impl Uring {
@@ -66,7 +61,7 @@ impl Uring {
             pending: Slab::new(),
             waiting: VecDeque::new(),
             in_kernel: 0,
-            unsubmitted: false,
+            cancelled: Vec::new(),
         })
     }
 
@@ -76,29 +71,35 @@ impl Uring {
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
     }
 
-    /// Whether nothing is under way.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.pending.is_empty()
-    }
-
-    pub(super) fn submit(&mut self, token: Token, image: Arc<Image>, work: Work) {
+    /// Takes a transfer of `image`, or without one a flush.
+    pub(super) fn submit(&mut self, token: Token, image: Arc<Image>, transfer: Option<Transfer>) {
         let key = self.pending.insert(Box::new(Pending {
             token,
             image,
-            work,
+            transfer,
             in_kernel: false,
         }));
         self.waiting.push_back(key);
     }
 
     pub(super) fn cancel(&mut self, token: Token) {
-        let keys: Vec<u32> = self
+        let these: Vec<(u32, bool)> = self
             .pending
             .iter()
-            .filter(|(_, pending)| pending.token == token && pending.in_kernel)
-            .map(|(key, _)| key)
+            .filter(|(_, pending)| pending.token == token)
+            .map(|(key, pending)| (key, pending.in_kernel))
             .collect();
-        for key in keys {
+        for (key, in_kernel) in these {
+            if !in_kernel {
+                self.pending.remove(key);
+                self.waiting.retain(|&waiting| waiting != key);
+                self.cancelled.push(Completion {
+                    token,
+                    result: Err(Errno::CANCELED),
+                    data: None,
+                });
+                continue;
+            }
             let entry = opcode::AsyncCancel::new(u64::from(key))
                 .build()
                 .user_data(CANCELLATION);
@@ -110,18 +111,20 @@ impl Uring {
     }
 
     /// Hands everything collected to the kernel, runs its deferred work and collects what has
-    /// ended, without waiting.
-    pub(crate) fn turn(&mut self, out: &mut Vec<Completion>) {
+    /// ended, without waiting. True if the kernel took not everything: try again soon.
+    pub(crate) fn turn(&mut self, out: &mut Vec<Completion>) -> bool {
+        out.append(&mut self.cancelled);
         loop {
             self.fill();
             if self.in_kernel == 0 {
-                return;
+                return !self.waiting.is_empty();
             }
-            // EINTR, EBUSY and EAGAIN leave the submissions where they are, for the next turn.
-            let _ = self.enter();
-            let ended = self.collect(out);
-            if !ended || self.waiting.is_empty() {
-                return;
+            let entered = self.enter();
+            if !self.collect(out) {
+                return entered.is_err() || !self.ring.submission().is_empty();
+            }
+            if self.waiting.is_empty() && self.ring.submission().is_empty() {
+                return false;
             }
         }
     }
@@ -151,7 +154,6 @@ impl Uring {
             // SAFETY: the entry's buffers and iovecs belong to a boxed Pending, which stays in
             // the slab until its completion has been collected; its file to the Pending's image.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
-                self.unsubmitted = true;
                 return true;
             }
             if self.enter().is_err() {
@@ -170,7 +172,6 @@ impl Uring {
                 .submitter()
                 .enter::<libc::sigset_t>(count, 0, get_events, None)
         };
-        self.unsubmitted = !self.ring.submission().is_empty();
         result.map(drop).map_err(errno)
     }
 
@@ -191,10 +192,10 @@ impl Uring {
             };
             let result = u32::try_from(entry.result())
                 .map_err(|_| Errno::from_raw_os_error(-entry.result()));
-            let end = match &mut pending.work {
-                Work::Transfer(transfer) => transfer.advance(result),
-                Work::Flush if result == Err(Errno::INTR) => None,
-                Work::Flush => Some(result.map(drop)),
+            let end = match &mut pending.transfer {
+                Some(transfer) => transfer.advance(result),
+                None if result == Err(Errno::INTR) => None,
+                None => Some(result.map(drop)),
             };
             match end {
                 None => {
@@ -216,18 +217,16 @@ impl Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        // The kernel may still write where it was told to: what it was told of stays mapped.
-        for (_, pending) in self.pending.iter_mut() {
-            if let (true, Work::Transfer(transfer)) = (pending.in_kernel, &mut pending.work) {
-                transfer.leak();
-            }
+        if self.in_kernel > 0 {
+            // The kernel may still write where it was told to: that memory is never freed.
+            std::mem::forget(std::mem::replace(&mut self.pending, Slab::new()));
         }
     }
 }
 
 fn entry(pending: &Pending) -> squeue::Entry {
     let fd = types::Fd(pending.image.fd().as_raw_fd());
-    let Work::Transfer(transfer) = &pending.work else {
+    let Some(transfer) = &pending.transfer else {
         return opcode::Fsync::new(fd)
             .flags(types::FsyncFlags::DATASYNC)
             .build();

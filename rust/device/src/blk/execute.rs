@@ -107,13 +107,18 @@ impl Execution {
         engine: &mut dyn Engine,
     ) -> Progress {
         self.pending = self.pending.saturating_sub(1);
-        if let (Ok(()), Some(data), Some(into)) =
-            (completion.result, &completion.data, &self.into)
+        if let (Ok(()), Some(data), Some(into)) = (completion.result, &completion.data, &self.into)
         {
             into.write(data);
         }
         self.note(completion.result);
         self.progress(info, engine, completion.token)
+    }
+
+    /// An operation of a request that was given up has ended; whether it was the last.
+    pub(crate) fn abandon_one(&mut self) -> bool {
+        self.pending = self.pending.saturating_sub(1);
+        self.pending == 0
     }
 
     /// Ends the request towards the driver.

@@ -14,5 +14,5 @@ pub(crate) use execute::{Execution, Progress, Traffic};
 pub(crate) use finish::{Finish, Used};
 pub use limits::Limits;
 pub(crate) use limits::Rules;
-pub(crate) use parse::{Parsed, parse};
+pub(crate) use parse::{Parsed, Request, parse};
 pub(crate) use wire::ID_BYTES;

@@ -4,8 +4,7 @@
 use super::Finish;
 use super::limits::Rules;
 use super::wire::{
-    Header, ID_BYTES, RangeEntry, Status, T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT,
-    T_WRITE_ZEROES,
+    Header, ID_BYTES, RangeEntry, Status, T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES,
 };
 use crate::{Buffer, Extent, Length, SECTOR_SIZE, Sector};
 use smallvec::SmallVec;
@@ -244,12 +243,7 @@ impl<'a> Data<'a> {
 }
 
 /// Copies `to.len()` bytes, `skip` bytes into the segments; IOERR where there are not as many.
-fn copy_in(
-    segments: &[Segment],
-    skip: u64,
-    view: &mut View,
-    to: &mut [u8],
-) -> Result<(), Refusal> {
+fn copy_in(segments: &[Segment], skip: u64, view: &mut View, to: &mut [u8]) -> Result<(), Refusal> {
     let mut pieces = Pieces::new();
     for part in parts(segments, skip, to.len() as u64) {
         view.translate(part.iova, part.len, Access::Read, &mut pieces)?;

@@ -145,6 +145,16 @@ impl DeviceQueue {
         bytes.next_multiple_of(64)
     }
 
+    /// The ring's areas are mapped elsewhere now (VDUSE_UPDATE_IOTLB); `layout` is as before.
+    pub fn remap(&mut self, layout: &Layout, areas: Areas) -> Result<(), RingError> {
+        let areas = layout.areas(areas)?;
+        match &mut self.ring {
+            Ring::Split(ring) => ring.remap(areas),
+            Ring::Packed(ring) => ring.remap(areas),
+        }
+        Ok(())
+    }
+
     /// Takes the next request into `chain`; false if there is none. After an error every call
     /// returns that error again; requests taken before may still be completed.
     #[inline]

@@ -120,6 +120,14 @@ impl Packed {
         })
     }
 
+    pub(super) fn remap(&mut self, [ring, driver_event, device_event]: [Shared; 3]) {
+        self.ring = ring;
+        self.driver_event = driver_event;
+        self.device_event = device_event;
+        // Whatever the flags say in the new place, they are written anew.
+        self.kicks_off = false;
+    }
+
     #[inline]
     pub(super) fn pop(&mut self, view: &mut View, chain: &mut Chain) -> Result<bool, RingError> {
         if let Some(descs) = self.recovered.pop_front() {

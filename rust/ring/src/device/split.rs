@@ -85,6 +85,14 @@ impl Split {
         Ok(ring)
     }
 
+    pub(super) fn remap(&mut self, [desc, avail, used]: [Shared; 3]) {
+        self.desc = desc;
+        self.avail = avail;
+        self.used = used;
+        // Whatever the flags say in the new place, they are written anew.
+        self.kicks_off = false;
+    }
+
     #[inline]
     pub(super) fn pop(&mut self, view: &mut View, chain: &mut Chain) -> Result<bool, RingError> {
         if let Some(head) = self.recovered.pop_front() {

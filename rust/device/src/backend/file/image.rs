@@ -40,7 +40,11 @@ impl Image {
         locked: bool,
     ) -> Result<Image, Error> {
         let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK;
-        flags |= if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        flags |= if read_only {
+            OFlags::RDONLY
+        } else {
+            OFlags::RDWR
+        };
         if direct {
             flags |= OFlags::DIRECT;
         }

@@ -15,7 +15,7 @@ mod tests;
 pub(super) use image::Image;
 pub(super) use transfer::{Direction, Transfer};
 
-use super::uring::{Uring, Work, io_uring_allowed};
+use super::uring::{Uring, io_uring_allowed};
 use super::{
     Backend, Engine, Error, Info, Kind, Local, Notice, Observer, Observers, Op, Submitted, Token,
 };
@@ -110,7 +110,10 @@ impl Backend for File {
     fn attach(&self, local: &Local) -> Result<Box<dyn Engine>, Error> {
         let uring = if self.use_uring {
             Some(local.uring().map_err(|errno| {
-                Error::failed("cannot set up io_uring (engine threads does without)", errno)
+                Error::failed(
+                    "cannot set up io_uring (engine threads does without)",
+                    errno,
+                )
             })?)
         } else {
             None
@@ -165,9 +168,7 @@ impl Engine for FileEngine {
             Op::Write { extent, buffer } => (Direction::Write, extent, buffer),
             Op::Flush if self.image.read_only => return Submitted::Done(Ok(())),
             Op::Flush => {
-                uring
-                    .borrow_mut()
-                    .submit(token, self.image.clone(), Work::Flush);
+                uring.borrow_mut().submit(token, self.image.clone(), None);
                 return Submitted::Pending;
             }
             op => {
@@ -180,7 +181,7 @@ impl Engine for FileEngine {
             Ok(transfer) => {
                 uring
                     .borrow_mut()
-                    .submit(token, self.image.clone(), Work::Transfer(transfer));
+                    .submit(token, self.image.clone(), Some(transfer));
                 Submitted::Pending
             }
             Err(buffer) => {

@@ -124,8 +124,8 @@ fn serve(shared: &Shared) {
         {
             drop(state);
             // A bug in one operation fails that operation; the worker waits for its end.
-            let result = catch_unwind(AssertUnwindSafe(|| shared.image.run(op)))
-                .unwrap_or(Err(Errno::IO));
+            let result =
+                catch_unwind(AssertUnwindSafe(|| shared.image.run(op))).unwrap_or(Err(Errno::IO));
             end(&completer, token, result);
             state = shared.lock();
             continue;

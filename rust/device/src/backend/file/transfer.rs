@@ -131,7 +131,11 @@ impl Transfer {
         while bytes > 0 {
             let iovec = &mut self.iovecs[self.first];
             if bytes < iovec.iov_len as u64 {
-                iovec.iov_base = iovec.iov_base.cast::<u8>().wrapping_add(bytes as usize).cast();
+                iovec.iov_base = iovec
+                    .iov_base
+                    .cast::<u8>()
+                    .wrapping_add(bytes as usize)
+                    .cast();
                 iovec.iov_len -= bytes as usize;
                 break;
             }

@@ -1,0 +1,108 @@
+//! What a queue has while it may touch guest memory: its view and its ring.
+
+use crate::datapath::StartError;
+use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use vduse_mem::{Access, Fault, Iotlb, Iova, Perm, Pinned, Region, View};
+use vduse_ring::{Areas, DeviceQueue, Layout, QueueState, RingError};
+
+/// The ring, where it is mapped now, and the view that its requests are translated with.
+pub(crate) struct Live {
+    pub(crate) view: View,
+    pub(crate) ring: DeviceQueue,
+    layout: Layout,
+    areas: [Iova; 3],
+    /// Generation of the IOTLB at which the areas were mapped.
+    mapped_at: u64,
+    /// Publish once even with nothing staged: a predecessor's irq may be missing.
+    pub(crate) owes_publication: bool,
+}
+
+/// Why a device stops.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Stop {
+    /// The ring, or where it lies.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A status byte out of reach, or memory taken away.
+    #[error("the request's status byte is out of reach: {0}")]
+    Status(Fault),
+    /// A page was found missing.
+    #[error("guest memory was taken away (SIGBUS)")]
+    Poisoned,
+    /// A bug here, caught.
+    #[error("internal error: serving the queue panicked (please report it)")]
+    Panic,
+}
+
+impl Live {
+    /// Maps the ring areas, and the in-flight record if there is one.
+    pub(crate) fn new(
+        iotlb: Arc<Iotlb>,
+        layout: Layout,
+        areas: [Iova; 3],
+        state: QueueState,
+        inflight: Option<(OwnedFd, u64)>,
+    ) -> Result<Live, StartError> {
+        layout.check().map_err(RingError::from)?;
+        let mut view = View::new(iotlb);
+        let mapped_at = view.refresh();
+        let pinned = pin(&mut view, &layout, areas).map_err(RingError::from)?;
+        let owes_publication = inflight.is_some();
+        let ring = match inflight {
+            None => DeviceQueue::new(layout, pinned, state)?,
+            Some((file, offset)) => {
+                let len = usize::try_from(DeviceQueue::inflight_size(&layout))
+                    .map_err(|_| StartError::System("in-flight record", Errno::NOMEM))?;
+                let record = Region::map(file.as_fd(), offset, len, Perm::Rw).map_err(|error| {
+                    let errno = Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
+                    StartError::System("cannot map the in-flight record", errno)
+                })?;
+                DeviceQueue::with_inflight(layout, pinned, state, Pinned::whole(record))?
+            }
+        };
+        Ok(Live {
+            view,
+            ring,
+            layout,
+            areas,
+            mapped_at,
+            owes_publication,
+        })
+    }
+
+    /// Batch boundary: the view is at the newest generation, and the ring is where that maps
+    /// it. To be called before the ring is touched.
+    pub(crate) fn refresh(&mut self) -> Result<(), Stop> {
+        let generation = self.view.refresh();
+        if generation != self.mapped_at {
+            let areas = pin(&mut self.view, &self.layout, self.areas).map_err(RingError::from)?;
+            self.ring.remap(&self.layout, areas)?;
+            self.mapped_at = generation;
+        }
+        Ok(())
+    }
+
+    /// Whether a page was found missing since the last look.
+    pub(crate) fn check_poison(&self) -> Result<(), Stop> {
+        if self.ring.is_poisoned() || self.view.iotlb().is_poisoned() {
+            return Err(Stop::Poisoned);
+        }
+        Ok(())
+    }
+}
+
+fn pin(view: &mut View, layout: &Layout, areas: [Iova; 3]) -> Result<Areas, Fault> {
+    let [desc, driver, device] = layout.area_sizes();
+    if layout.packed {
+        // The device marks descriptors used in place.
+        view.pinned(areas[0], desc, Access::Write)?;
+    }
+    view.pinned(areas[2], device, Access::Read)?;
+    Ok(Areas {
+        desc: view.pinned(areas[0], desc, Access::Read)?,
+        driver: view.pinned(areas[1], driver, Access::Read)?,
+        device: view.pinned(areas[2], device, Access::Write)?,
+    })
+}
