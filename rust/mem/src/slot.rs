@@ -87,8 +87,8 @@ mod loom_tests {
                 changed[1].vacate();
                 changed[1].occupy(0x20000, 0x8000);
             });
-            // 0x9000 lies in neither range of slot 1, but in a mixture of both.
-            assert_eq!(slots[1].find(0x9000), None);
+            // 0x2000 lies in neither range of slot 1, but in a mixture of free and new.
+            assert_eq!(slots[1].find(0x2000), None);
             match slots[1].find(0x20000) {
                 None | Some((0x20000, 0x8000)) => {}
                 torn => panic!("torn range {torn:x?}"),
