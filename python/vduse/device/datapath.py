@@ -49,7 +49,7 @@ class DataPath(Protocol):
 
     def events(self) -> list[tuple[str, int, str]]:
         """``(kind, queue, message)``; kind ``broken``: all queues have stopped, because of
-        what the driver or its memory did."""
+        what the driver or its memory did. Other kinds are for the log."""
 
     def close(self) -> None:
         """Frees everything; queues must be stopped or reset before."""

@@ -53,6 +53,7 @@ class Device:
         self._thread = thread
         self._drain_timeout = drain_timeout
         self._attached: _Attached | None = None
+        self._control: ControlPort | None = None
         self._end = _End()
 
     @property
@@ -80,7 +81,7 @@ class Device:
         if it took over. Where the driver is live the queues go on from the in-flight record.
 
         OSError, ConfigMismatch: see :func:`~vduse.device.attach.create_or_open`; QueueError:
-        the device was there and cannot go on."""
+        the device was there and cannot go on. ``control`` stays the caller's."""
         if self._attached is not None:
             raise DeviceError(f"{self.name} is started")
         thread = self._thread or ControlThread.shared()
@@ -96,7 +97,7 @@ class Device:
         except BaseException:
             attached.close(self._drain_timeout)
             raise
-        self._attached = attached
+        self._attached, self._control = attached, control
         return existed
 
     def set_config(self, offset: int, data: bytes) -> None:
@@ -110,13 +111,17 @@ class Device:
             if error.errno != errno.EINVAL:
                 raise
 
-    def close(self) -> None:
-        """Drains the virtqueues and closes the node; the device stays, for whoever takes it
-        over. DeviceError: requests do not end; then their memory stays as it is."""
+    def close(self, *, destroy: bool = False) -> None:
+        """Drains the virtqueues and closes the node. The device stays, for whoever takes it
+        over, unless it is to be destroyed. DeviceError: requests do not end; then their memory
+        stays as it is. OSError EBUSY: on the vDPA bus, not destroyed."""
         if self._attached is not None:
             self._attached.close(self._drain_timeout)
             self._attached = None
             self._end.set("closed")
+        control, self._control = self._control, None
+        if destroy and control is not None:
+            control.destroy_dev(self.name)
 
     def _require(self) -> _Attached:
         if self._attached is None:
@@ -235,8 +240,11 @@ class _Attached:
             self.handler.handle(request)
 
     def _on_data_path(self) -> None:
-        for _kind, queue, message in self._data_path.events():
-            self.handler.failed(f"virtqueue {queue}: {message}")
+        for kind, queue, message in self._data_path.events():
+            if kind == "broken":
+                self.handler.failed(f"virtqueue {queue}: {message}")
+            else:
+                log.info("%s: %s %s", self.name, kind, message)
 
     # --- end --------------------------------------------------------------------------------
 

@@ -204,10 +204,10 @@ class BlkDevice:
         """See :meth:`_native.BlkDataPath.stats`; empty before the start."""
         return self._data_path.stats() if self._data_path is not None else {}
 
-    def close(self) -> None:
-        """Drains, closes the node, flushes the backend; the device stays for whoever takes it
-        over. DeviceError: requests do not end."""
-        self._device.close()
+    def close(self, *, destroy: bool = False) -> None:
+        """Drains, flushes the backend, closes the node; see
+        :meth:`vduse.device.device.Device.close`."""
+        self._device.close(destroy=destroy)
         self._data_path = None
         if self._own_pool is not None:
             self._own_pool.close()
