@@ -441,9 +441,10 @@ def test_close_drains_and_leaves_the_device(rig: Rig) -> None:
     assert rig.device.ended == "closed"
 
 
-def test_close_may_destroy(rig: Rig) -> None:
+def test_destroy_after_close(rig: Rig) -> None:
     rig.live(0)
-    rig.device.close(destroy=True)
+    rig.device.close()
+    rig.device.destroy()
     assert rig.control.destroyed
 
 

@@ -111,16 +111,18 @@ class Device:
             if error.errno != errno.EINVAL:
                 raise
 
-    def close(self, *, destroy: bool = False) -> None:
-        """Drains the virtqueues and closes the node. The device stays, for whoever takes it
-        over, unless it is to be destroyed. DeviceError: requests do not end; then their memory
-        stays as it is. OSError EBUSY: on the vDPA bus, not destroyed."""
+    def close(self) -> None:
+        """Drains the virtqueues and closes the node; the device stays, for whoever takes it
+        over. DeviceError: requests do not end; then their memory stays as it is."""
         if self._attached is not None:
             self._attached.close(self._drain_timeout)
             self._attached = None
             self._end.set("closed")
+
+    def destroy(self) -> None:
+        """After :meth:`close`: the device is no more. OSError EBUSY: it is on the vDPA bus."""
         control, self._control = self._control, None
-        if destroy and control is not None:
+        if control is not None:
             control.destroy_dev(self.name)
 
     def _require(self) -> _Attached:

@@ -205,14 +205,17 @@ class BlkDevice:
         return self._data_path.stats() if self._data_path is not None else {}
 
     def close(self, *, destroy: bool = False) -> None:
-        """Drains, flushes the backend, closes the node; see
-        :meth:`vduse.device.device.Device.close`."""
-        self._device.close(destroy=destroy)
+        """Drains, closes the node, flushes the backend. The device stays, for whoever takes it
+        over, unless it is to be destroyed. DeviceError: requests do not end. OSError EBUSY:
+        closed, but on the vDPA bus and not destroyed."""
+        self._device.close()
         self._data_path = None
         if self._own_pool is not None:
             self._own_pool.close()
             self._own_pool = None
         self._backend.flush()
+        if destroy:
+            self._device.destroy()
 
     def _make_data_path(self, resolver: _native.CallSocket) -> _native.BlkDataPath:
         pool = self._pool
