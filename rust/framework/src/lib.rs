@@ -7,6 +7,7 @@ mod dma;
 mod domain;
 mod line;
 mod room;
+mod thread;
 
 pub use arena::Arena;
 pub use dma::{Buffer, Coherent, Direction, Dma, DmaError, Mapping};

@@ -6,8 +6,7 @@
 //! exhausted, every shard gives back what it holds, so that a refusal is always true.
 
 use super::range::Ranges;
-use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::thread::thread_index;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of a granule: the streaming allocator's unit, one page.
@@ -27,14 +26,7 @@ pub(super) const SHARDS: usize = 8;
 
 /// The shard of the calling thread.
 pub(super) fn shard() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static SHARD: Cell<usize> = const { Cell::new(usize::MAX) });
-    SHARD.with(|shard| {
-        if shard.get() == usize::MAX {
-            shard.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
-        }
-        shard.get()
-    })
+    thread_index() % SHARDS
 }
 
 /// Granules that a mapping of `bytes` takes.
