@@ -1,20 +1,27 @@
-//! The driver.
+//! The driver: its queues, and how it ends.
 
-use super::{Request, Sectors, SetupError};
+use super::config::feature;
+use super::handle::{BlkQueue, QueueShared};
+use super::limits::Limits;
+use super::queue::QueueCore;
+use super::request::Kind;
+use super::{BlkConfig, Request, Sectors, SetupError};
+use crate::thread::thread_index;
 use crate::{Dma, VqLine};
 use rustix::io::Errno;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use vduse_mem::Iova;
+use vduse_ring::Layout;
 
 /// What a driver has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlkStats {
     /// Virtio-blk requests made available.
     pub requests: u64,
-    /// Bytes read by ended requests.
+    /// Bytes that the device has read for us.
     pub bytes_read: u64,
-    /// Bytes written by ended requests.
+    /// Bytes that the device has written for us.
     pub bytes_written: u64,
     /// Virtio-blk requests that failed.
     pub errors: u64,
@@ -26,72 +33,166 @@ pub struct BlkStats {
     pub irqs: u64,
 }
 
+impl std::ops::AddAssign for BlkStats {
+    fn add_assign(&mut self, other: BlkStats) {
+        self.requests += other.requests;
+        self.bytes_read += other.bytes_read;
+        self.bytes_written += other.bytes_written;
+        self.errors += other.errors;
+        self.kicks += other.kicks;
+        self.kicks_suppressed += other.kicks_suppressed;
+        self.irqs += other.irqs;
+    }
+}
+
+/// With which errno requests end, once the driver does not run: before the start, after a stop,
+/// after the device was given up.
+#[derive(Debug)]
+pub(super) struct Ending {
+    /// 0 while running.
+    errno: AtomicI32,
+    failure: Mutex<Option<String>>,
+}
+
+impl Ending {
+    pub(super) fn errno(&self) -> Option<Errno> {
+        match self.errno.load(Ordering::Acquire) {
+            0 => None,
+            errno => Some(Errno::from_raw_os_error(errno)),
+        }
+    }
+
+    /// The device broke the rules: nothing more is taken from it.
+    pub(super) fn fail(&self, why: String) {
+        let running = self.errno.compare_exchange(
+            0,
+            Errno::IO.raw_os_error(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if running.is_ok() {
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        }
+    }
+}
+
 /// The driver's side of one virtio-blk device, shared by threads.
-pub struct BlkDriver {}
+pub struct BlkDriver {
+    features: u64,
+    capacity: AtomicU64,
+    queues: Vec<QueueShared>,
+    ending: Arc<Ending>,
+    started: AtomicBool,
+    stopped: AtomicBool,
+}
 
 impl BlkDriver {
     /// A driver for the negotiated `features` and the device's config space, its rings and
     /// headers allocated in `dma`; `lines` and `queue_sizes` (descriptors) one a queue.
     pub fn new(
-        _dma: Arc<dyn Dma>,
-        _features: u64,
-        _config: &[u8],
-        _queue_sizes: &[u16],
-        _lines: &[Arc<VqLine>],
+        dma: Arc<dyn Dma>,
+        features: u64,
+        config: &[u8],
+        queue_sizes: &[u16],
+        lines: &[Arc<VqLine>],
     ) -> Result<Arc<BlkDriver>, SetupError> {
-        todo!()
+        if queue_sizes.is_empty() || queue_sizes.len() != lines.len() {
+            return Err(SetupError::Queues(queue_sizes.len(), lines.len()));
+        }
+        let config = BlkConfig::parse(config, features)?;
+        let ending = Arc::new(Ending {
+            errno: AtomicI32::new(Errno::NODEV.raw_os_error()),
+            failure: Mutex::new(None),
+        });
+        let mut driver = BlkDriver {
+            features,
+            capacity: AtomicU64::new(config.capacity.0),
+            queues: Vec::with_capacity(lines.len()),
+            ending: Arc::clone(&ending),
+            started: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+        };
+        for (&size, line) in queue_sizes.iter().zip(lines) {
+            let layout = Layout {
+                size,
+                packed: features & feature::RING_PACKED != 0,
+                event_idx: features & feature::EVENT_IDX != 0,
+                indirect: features & feature::INDIRECT_DESC != 0,
+            };
+            let limits = Limits::new(&config, size, layout.indirect, dma.max_mapping())?;
+            let core = QueueCore::new(&dma, line, &ending, limits, layout)?;
+            driver
+                .queues
+                .push(QueueShared::new(core, &dma, line).map_err(SetupError::Eventfd)?);
+        }
+        Ok(Arc::new(driver))
     }
 
     /// Number of queues.
     pub fn queues(&self) -> usize {
-        todo!()
+        self.queues.len()
     }
 
     /// IOVAs of a queue's descriptor, driver and device areas.
-    pub fn areas(&self, _queue: usize) -> Option<[Iova; 3]> {
-        todo!()
+    pub fn areas(&self, queue: usize) -> Option<[Iova; 3]> {
+        Some(self.queues.get(queue)?.core().areas())
     }
 
     /// After DRIVER_OK: requests are taken from now on (`ENODEV` before).
     pub fn start(&self) {
-        todo!()
+        if !self.started.swap(true, Ordering::AcqRel) {
+            self.ending.errno.store(0, Ordering::Release);
+        }
     }
 
     /// After the device has answered a reset: every outstanding and later request ends with
     /// `errno`, and what the device could reach goes back.
-    pub fn stop(&self, _errno: Errno) {
-        todo!()
+    pub fn stop(&self, errno: Errno) {
+        self.started.store(true, Ordering::Release);
+        self.ending
+            .errno
+            .store(errno.raw_os_error(), Ordering::Release);
+        self.end_all();
+        self.queues.iter().for_each(|queue| queue.core().release());
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// After a config interrupt: the capacity may have changed.
-    pub fn set_config(&self, _config: &[u8]) -> Result<(), SetupError> {
-        todo!()
+    pub fn set_config(&self, config: &[u8]) -> Result<(), SetupError> {
+        let config = BlkConfig::parse(config, self.features)?;
+        self.capacity.store(config.capacity.0, Ordering::Release);
+        Ok(())
     }
 
     /// The disk's size.
     pub fn capacity(&self) -> Sectors {
-        todo!()
+        Sectors(self.capacity.load(Ordering::Acquire))
     }
 
     /// VIRTIO_BLK_F_RO.
     pub fn read_only(&self) -> bool {
-        todo!()
+        self.features & feature::RO != 0
     }
 
     /// Why the device was given up, if it was.
     pub fn failure(&self) -> Option<String> {
-        todo!()
+        let failure = self.ending.failure.lock();
+        failure.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What was done so far.
     pub fn stats(&self) -> BlkStats {
-        todo!()
+        let mut stats = BlkStats::default();
+        for queue in &self.queues {
+            stats += queue.core().stats();
+        }
+        stats
     }
 
     /// A handle on queue `index`: its requests and their results are its own, whoever else uses
     /// the queue. `None` if there is no such queue.
-    pub fn queue(self: &Arc<Self>, _index: usize) -> Option<BlkQueue> {
-        todo!()
+    pub fn queue(self: &Arc<Self>, index: usize) -> Option<BlkQueue> {
+        (index < self.queues.len()).then(|| BlkQueue::new(Arc::clone(self), index))
     }
 
     /// One request, on this thread's queue; waits for its end and returns the bytes moved.
@@ -99,48 +200,88 @@ impl BlkDriver {
     /// the wait with `EINTR` (the request may still be carried out, its buffer is free).
     pub fn run(
         self: &Arc<Self>,
-        _request: Request,
-        _go_on: &mut dyn FnMut() -> bool,
+        request: Request,
+        go_on: &mut dyn FnMut() -> bool,
     ) -> Result<u64, Errno> {
-        todo!()
+        let mut queue = BlkQueue::new(Arc::clone(self), thread_index() % self.queues.len());
+        queue.submit(request, 0)?;
+        queue.kick();
+        if !queue.wait_while(None, go_on) {
+            return Err(Errno::INTR);
+        }
+        let mut ended = Vec::with_capacity(1);
+        queue.reap(&mut ended);
+        ended.pop().map_or(Err(Errno::IO), |(_, outcome)| outcome)
+    }
+
+    pub(super) fn shared(&self, index: usize) -> &QueueShared {
+        &self.queues[index]
+    }
+
+    pub(super) fn ending(&self) -> &Ending {
+        &self.ending
+    }
+
+    /// Whether a request of `kind` over these bytes is allowed; `Ok(false)`: it is, and there is
+    /// nothing to do for it.
+    pub(super) fn admit(&self, kind: Kind, sector: Sectors, bytes: u64) -> Result<bool, Errno> {
+        if let Some(errno) = self.ending.errno() {
+            return Err(errno);
+        }
+        let has = |feature| self.features & feature != 0;
+        let supported = match kind {
+            Kind::Flush => return Ok(has(feature::FLUSH)),
+            Kind::GetId => return Ok(true),
+            Kind::Read | Kind::Write => true,
+            Kind::Discard => has(feature::DISCARD),
+            Kind::WriteZeroes { .. } => has(feature::WRITE_ZEROES),
+        };
+        if kind != Kind::Read && self.read_only() {
+            return Err(Errno::ROFS);
+        }
+        if !supported {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let end = sector.checked_add(Sectors(bytes / Sectors::SIZE));
+        match end {
+            Some(end) if end <= self.capacity() => Ok(bytes > 0),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// Every queue ends what it has; nobody holds a queue's lock.
+    pub(super) fn end_all(&self) {
+        for queue in &self.queues {
+            let mut core = queue.core();
+            core.fail_all();
+            queue.notify(&mut core);
+        }
+    }
+
+    /// Takes completions on every queue: one whose owner does not reap may hold the room that
+    /// others wait for.
+    pub(super) fn pump_all(&self) {
+        let mut gave_up = false;
+        for queue in &self.queues {
+            let mut core = queue.core();
+            gave_up |= core.pump();
+            queue.notify(&mut core);
+        }
+        if gave_up {
+            self.end_all();
+        }
     }
 }
 
-/// A handle on one queue, for one thread at a time. Dropped, it lets go of all buffers; requests
-/// still outstanding may be carried out, their results are lost.
-pub struct BlkQueue {}
-
-impl BlkQueue {
-    /// Hands a request to the queue; `token` comes back from [`BlkQueue::reap`]. Never waits:
-    /// what the ring cannot take yet follows as others end. The device learns of it at
-    /// [`BlkQueue::kick`]. The buffer must stay valid until reaped.
-    ///
-    /// Errors: `EINVAL` (not whole sectors, beyond the end), `EROFS`, `EOPNOTSUPP`, `ENODEV`
-    /// (not started), `EIO` (device given up), or what [`BlkDriver::stop`] was called with.
-    pub fn submit(&mut self, _request: Request, _token: u64) -> Result<(), Errno> {
-        todo!()
-    }
-
-    /// Makes what was submitted available to the device, kicking it if it asks for that.
-    pub fn kick(&mut self) {
-        todo!()
-    }
-
-    /// Appends the requests that have ended, `(token, bytes or errno)`; never waits, and kicks
-    /// for whatever could follow on. Returns how many.
-    pub fn reap(&mut self, _out: &mut Vec<(u64, Result<u64, Errno>)>) -> usize {
-        todo!()
-    }
-
-    /// Waits until [`BlkQueue::reap`] has something, nothing is outstanding, the driver was
-    /// stopped, or `timeout` passed (`None`: for ever). False if it passed, or if a signal
-    /// arrived.
-    pub fn wait(&mut self, _timeout: Option<Duration>) -> bool {
-        todo!()
-    }
-
-    /// Requests submitted and not reaped.
-    pub fn outstanding(&self) -> usize {
-        todo!()
+impl Drop for BlkDriver {
+    /// A device that was started and not reset may still use the rings: they stay allocated
+    /// then.
+    fn drop(&mut self) {
+        let unused = !self.started.load(Ordering::Acquire) || self.stopped.load(Ordering::Acquire);
+        if unused {
+            self.queues
+                .iter()
+                .for_each(|queue| queue.core().free_memory());
+        }
     }
 }

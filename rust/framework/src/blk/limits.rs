@@ -1,8 +1,8 @@
 //! How large one virtio-blk request may be, and into which segments its data falls.
 
+use super::Sectors;
 use super::config::{BlkConfig, SetupError};
 use super::request::Kind;
-use super::Sectors;
 use smallvec::SmallVec;
 use vduse_mem::Iova;
 use vduse_ring::{DriverQueue, Segment};
@@ -96,10 +96,22 @@ mod tests {
     #[test]
     fn a_transfer_obeys_device_ring_and_dma() {
         let transfer = |limits: Result<Limits, _>| limits.unwrap().transfer;
-        assert_eq!(transfer(Limits::new(&config(4096, 3), 128, false, 1 << 20)), 12288);
-        assert_eq!(transfer(Limits::new(&config(4096, 300), 8, false, 1 << 20)), 6 * 4096);
-        assert_eq!(transfer(Limits::new(&config(4096, 300), 8, true, 1 << 20)), 14 * 4096);
-        assert_eq!(transfer(Limits::new(&config(4096, 300), 128, true, 5000)), 4608);
+        assert_eq!(
+            transfer(Limits::new(&config(4096, 3), 128, false, 1 << 20)),
+            12288
+        );
+        assert_eq!(
+            transfer(Limits::new(&config(4096, 300), 8, false, 1 << 20)),
+            6 * 4096
+        );
+        assert_eq!(
+            transfer(Limits::new(&config(4096, 300), 8, true, 1 << 20)),
+            14 * 4096
+        );
+        assert_eq!(
+            transfer(Limits::new(&config(4096, 300), 128, true, 5000)),
+            4608
+        );
     }
 
     #[test]
@@ -120,8 +132,14 @@ mod tests {
         assert_eq!(limits.transfer, 1536);
         let segments = limits.segments(Iova(0x1000), 1536);
         let expected = [
-            Segment { iova: Iova(0x1000), len: 1000 },
-            Segment { iova: Iova(0x13e8), len: 536 },
+            Segment {
+                iova: Iova(0x1000),
+                len: 1000,
+            },
+            Segment {
+                iova: Iova(0x13e8),
+                len: 536,
+            },
         ];
         assert_eq!(segments[..], expected);
         assert_eq!(limits.descriptors(1536), 4);

@@ -10,10 +10,16 @@
 
 mod config;
 mod driver;
+mod handle;
+mod jobs;
+mod limits;
+mod queue;
 mod request;
 mod sector;
+mod slots;
 
 pub use config::{BlkConfig, SetupError};
-pub use driver::{BlkDriver, BlkQueue, BlkStats};
+pub use driver::{BlkDriver, BlkStats};
+pub use handle::BlkQueue;
 pub use request::Request;
 pub use sector::Sectors;

@@ -93,8 +93,9 @@ impl Request {
                 count,
                 unmap,
             } => ranged(Kind::WriteZeroes { unmap }, sector, count),
-            Request::GetId { buffer } => (buffer.len() >= ID_BYTES)
-                .then_some((Kind::GetId, Sectors(0), 0, Some(buffer))),
+            Request::GetId { buffer } => {
+                (buffer.len() >= ID_BYTES).then_some((Kind::GetId, Sectors(0), 0, Some(buffer)))
+            }
         }
     }
 }
