@@ -17,6 +17,10 @@ mod queue;
 mod request;
 mod sector;
 mod slots;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use config::{BlkConfig, SetupError};
 pub use driver::{BlkDriver, BlkStats};
