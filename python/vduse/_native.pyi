@@ -286,8 +286,10 @@ class BlkDataPath:
         """Readable when :meth:`events` has something (owned by the data path)."""
     def events(self) -> list[tuple[str, int, str]]:
         """``(kind, queue, message)``; kind ``broken``: the queue and its device have stopped
-        because of what the driver or its memory did."""
+        because of what the driver or its memory did (a reset makes it whole); ``resized``:
+        the backend has ``message`` bytes now; ``connection``: how its connection stands."""
     def stats(self) -> dict[str, Any]:
         """``requests``, ``bytes_read``, ``bytes_written``, ``errors``, ``kicks``, ``irqs``,
-        ``irqs_suppressed``, ``batches``, ``iotlb_misses``, ``in_flight``."""
+        ``irqs_suppressed``, ``batches``, ``iotlb_misses``, ``in_flight``; ``queues``: the
+        same of each queue that ever ran, by index (``iotlb_misses`` is the device's alone)."""
     def close(self) -> None: ...

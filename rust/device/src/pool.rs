@@ -83,19 +83,23 @@ impl Pool {
         self.shared.clone()
     }
 
-    /// Ends the threads; queues that still run stop without finishing.
+    /// Ends the threads and waits for them; queues that still run stop without finishing.
     pub fn close(&self) {
-        let threads = std::mem::take(&mut *self.lock_threads());
-        if threads.is_empty() {
-            return;
-        }
-        for worker in 0..self.workers() {
-            self.shared.send(worker, Command::Quit);
-        }
-        for thread in threads {
+        for thread in self.quit() {
             // A worker catches the panics of its queues; there is no result to look at.
             let _ = thread.join();
         }
+    }
+
+    /// Tells the threads to end.
+    fn quit(&self) -> Vec<JoinHandle<()>> {
+        let threads = std::mem::take(&mut *self.lock_threads());
+        if !threads.is_empty() {
+            for worker in 0..self.workers() {
+                self.shared.send(worker, Command::Quit);
+            }
+        }
+        threads
     }
 
     fn lock_threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
@@ -105,6 +109,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.close();
+        // Not waited for: a worker may be waiting for a resolver that does not answer.
+        drop(self.quit());
     }
 }

@@ -7,6 +7,7 @@ mod device;
 mod error;
 mod fd;
 mod framework;
+mod home;
 mod load;
 
 /// The Rust half of vduse.
