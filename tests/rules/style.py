@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 from pathlib import Path
 from types import ModuleType
@@ -72,13 +73,15 @@ def undocumented(root: Path) -> list[str]:
     """Public Python modules, classes, functions and methods without a docstring.
 
     A method of a name that some class documents, or a protocol declares, needs no second one:
-    ``pack``, ``close``, ``read_messages`` mean the same everywhere.
+    ``pack``, ``close``, ``read_messages`` mean the same everywhere. Nor does one of Python's
+    own file interface.
     """
     modules = {
         path: ast.parse(path.read_text(), str(path))
         for path in files(root, ".py", ".pyi", under="python/vduse")
     }
     known = {name for module in modules.values() for name in _documented_methods(module)}
+    known |= set(dir(io.RawIOBase))
     found = []
     for path, module in modules.items():
         where = path.relative_to(root)
