@@ -19,8 +19,8 @@ _FORBIDDEN = {
     "unfinished": re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b"),
 }
 _GENERATED = {"Cargo.lock"}
-#: Files of rust/py that may hold unsafe code: the buffer protocol cannot be spoken without.
-_UNSAFE_IN_BINDING = {"buffer.rs"}
+#: Files of rust/py that may hold unsafe code: Python's buffers, and its fds that are numbers.
+_UNSAFE_IN_BINDING = {"buffer.rs", "fd.rs"}
 _UNSAFE = re.compile(r"\bunsafe\s*(?:\{|fn\b|impl\b|extern\b)")
 
 

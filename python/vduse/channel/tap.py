@@ -53,6 +53,7 @@ class Opened:
     time: float
 
     def line(self) -> str:
+        """One readable line."""
         return f"{self.device} open"
 
 

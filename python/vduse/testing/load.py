@@ -70,6 +70,7 @@ class Report:
 
     @property
     def bytes_per_second(self) -> float:
+        """Both ways together."""
         return self.bytes / self.seconds if self.seconds else 0.0
 
     @property

@@ -146,6 +146,7 @@ class SplitRing:
 
     @property
     def used_flags(self) -> int:
+        """used.flags as the device wrote it."""
         return self._u16(self._used)
 
     def _u16(self, offset: int) -> int:
