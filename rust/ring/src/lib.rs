@@ -4,11 +4,14 @@
 mod bits;
 mod device;
 mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod inflight;
 mod layout;
 mod packed;
 mod shared;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the tests use more of it"))]
 mod testing;
 #[cfg(test)]
 mod tests;

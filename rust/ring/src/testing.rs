@@ -76,6 +76,11 @@ impl Memory {
         (offset as usize, parts[index] as usize)
     }
 
+    /// Bytes of a part.
+    pub(crate) fn length(&self, index: usize) -> usize {
+        self.place(index).1
+    }
+
     fn part(&self, index: usize) -> Pinned {
         let (offset, bytes) = self.place(index);
         self.memory.part(offset, bytes).expect("inside")
@@ -185,6 +190,7 @@ impl Random {
 }
 
 /// Stops this thread's stores to shared memory after a number of them: a process killed there.
+#[cfg(test)]
 pub(crate) mod fuse {
     use std::cell::Cell;
 

@@ -1,5 +1,6 @@
 //! Tests of both sides together and of the device side against hostile rings.
 
+mod corpus;
 mod crash;
 mod inflight;
 mod loopback;

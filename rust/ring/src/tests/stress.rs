@@ -90,7 +90,7 @@ fn run(packed: bool, event_idx: bool, size: u16) {
         size,
         packed,
         event_idx,
-        indirect: size % 2 == 0,
+        indirect: size.is_multiple_of(2),
     });
     let event = || eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
     let (kick, irq) = (event(), event());
