@@ -22,7 +22,10 @@ class CallSocket:
     ) -> tuple[int, bytes, list[int]]:
         """Result (>= 0) or -errno, answer bytes, answer fds (caller owns; close-on-exec).
 
-        Raises ConnectionResetError when the other end is gone, ValueError after close.
+        Raises ConnectionResetError when the other end is gone, TimeoutError when it did not
+        answer within 30 seconds, OSError EPROTO for an answer that is none (the socket is
+        dead after each of these), EMSGSIZE for more than 8184 bytes or 2 fds, ValueError
+        after close.
         """
     def fileno(self) -> int: ...
     def close(self) -> None: ...
