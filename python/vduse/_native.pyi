@@ -2,9 +2,24 @@
 those a Python program itself submits to a disk (:class:`BlkDriver`)."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 from typing_extensions import Buffer
+
+__all__ = [
+    "Arena",
+    "Backend",
+    "BlkDataPath",
+    "BlkDriver",
+    "CallSocket",
+    "Domain",
+    "Pool",
+    "VqLine",
+    "copy_baseline",
+    "load_ours",
+    "load_virtio_driver",
+    "load_virtio_drivers",
+]
 
 # --- channel -----------------------------------------------------------------------------
 
@@ -16,9 +31,9 @@ class CallSocket:
     Takes ownership of ``fd``. Wire format: see docs/channel.md.
     """
 
-    def __init__(self, fd: int) -> None: ...
+    def __new__(cls, fd: int) -> Self: ...
     def call(
-        self, nr: int, payload: bytes = b"", fds: Sequence[int] = ()
+        self, nr: int, payload: bytes = ..., fds: Sequence[int] = ...
     ) -> tuple[int, bytes, list[int]]:
         """Result (>= 0) or -errno, answer bytes, answer fds (caller owns; close-on-exec).
 
@@ -37,7 +52,7 @@ class Domain:
     """IOVA domain of virtio_vdpa: one anonymous file, bounce pages below ``bounce_size``,
     coherent memory above."""
 
-    def __init__(self, bounce_size: int) -> None: ...
+    def __new__(cls, bounce_size: int) -> Self: ...
     @property
     def fd(self) -> int:
         """The anonymous file (owned by the domain: dup before giving it away)."""
@@ -65,7 +80,7 @@ class Domain:
 class Arena:
     """A driver's own memory, shared by fd: no bounce, no copy (the vhost_vdpa way)."""
 
-    def __init__(self, size: int, iova: int) -> None: ...
+    def __new__(cls, size: int, iova: int) -> Self: ...
     @property
     def fd(self) -> int: ...
     @property
@@ -83,7 +98,7 @@ class VqLine:
     """Framework's end of one virtqueue's kick and irq. Lives as long as the device; the
     kick eventfd behind it changes hands when a device is replaced."""
 
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     def set_kickfd(self, fd: int) -> None:
         """Takes a dup of an eventfd; -1 deassigns. OSError EBADF/EINVAL for no eventfd."""
     def kick(self) -> None:
@@ -111,14 +126,14 @@ class BlkDriver:
     (after :meth:`stop`), EINVAL.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         dma: Domain | Arena,
         features: int,
         config: bytes,
         queue_sizes: Sequence[int],
         lines: Sequence[VqLine],
-    ) -> None: ...
+    ) -> Self: ...
     def areas(self, index: int) -> tuple[int, int, int]:
         """IOVAs of the descriptor, driver and device areas."""
     def start(self) -> None:
@@ -193,7 +208,7 @@ def copy_baseline(
 class Pool:
     """The worker threads that serve device queues. ``workers`` None: one a CPU, at most 4."""
 
-    def __init__(self, workers: int | None = None) -> None: ...
+    def __new__(cls, workers: int | None = None) -> Self: ...
     @property
     def workers(self) -> int: ...
     def close(self) -> None:
@@ -241,14 +256,14 @@ class Backend:
 class BlkDataPath:
     """All queues of one virtio-blk device, served by a pool."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         pool: Pool,
         backend: Backend,
         resolver: CallSocket,
         limits: dict[str, int],
         serial: bytes,
-    ) -> None:
+    ) -> Self:
         """``limits``: capacity (sectors of 512), seg_max, size_max, blk_size,
         max_discard_sectors, max_discard_seg, discard_sector_alignment,
         max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap."""
