@@ -5,7 +5,7 @@ use crate::Segment;
 use crate::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, Layout};
 use vduse_mem::{Access, Iova, Pieces, View};
 
-/// The longest buffer, in bytes (virtio 1.3, sections 2.7.5 and 2.8.6).
+/// The longest buffer, in bytes (virtio 1.3, section 2.7.5.2; packed rings are held to it too).
 const MAX_BYTES: u64 = 1 << 32;
 
 /// Checks and collects the descriptors of one chain after the other.
@@ -72,7 +72,7 @@ impl Collector {
 
     /// Adds all buffers of the indirect table that `desc` refers to. Split tables are linked
     /// by `next`; packed ones are taken in order, and of their flags only WRITE has a meaning
-    /// (section 2.8.7), but INDIRECT is refused as the driver must not set it.
+    /// (section 2.8.7), but INDIRECT is refused as the driver must not set it (2.8.19).
     pub(crate) fn push_table(
         &mut self,
         view: &mut View,

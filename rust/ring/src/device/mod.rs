@@ -52,7 +52,7 @@ pub enum Malformed {
     /// The bytes of one chain exceed 2^32.
     #[error("chain holds more than 2^32 bytes")]
     TooManyBytes,
-    /// A device-readable descriptor after a device-writable one (section 2.7.4.2, 2.8.6).
+    /// A device-readable descriptor after a device-writable one (sections 2.7.4.2, 2.8.17).
     #[error("device-readable descriptor after a device-writable one")]
     Order,
     /// An indirect table inside an indirect table, or with NEXT, or not negotiated.

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
 use vduse_mem::{Pinned, View};
 
-/// Buffer ids are the driver's choice among all 16-bit values (section 2.8.5).
+/// Buffer ids are the driver's choice among all 16-bit values (section 2.8.13).
 const IDS: usize = 1 << 16;
 
 /// A completion that the driver does not see yet.
@@ -185,7 +185,7 @@ impl Packed {
     }
 
     /// Turns the descriptors of one list into `chain`. An indirect descriptor stands alone
-    /// (section 2.8.8).
+    /// (section 2.8.19).
     #[inline]
     fn collect(
         &mut self,
@@ -259,7 +259,7 @@ impl Packed {
         if let Some(record) = &mut self.record {
             record.commit();
         }
-        // The used flags are visible before the driver's wish is read (section 2.8.14).
+        // The used flags are visible before the driver's wish is read (section 2.8.10).
         fence(SeqCst);
         owed || wants_event(&self.driver_event, end, slots, self.size, self.event_idx)
     }
@@ -297,7 +297,7 @@ impl Packed {
     pub(super) fn enable_kicks(&mut self) -> bool {
         enable_events(&self.device_event, self.avail, self.event_idx);
         self.kicks_off = false;
-        // The wish is visible before the ring is looked at again (section 2.8.14).
+        // The wish is visible before the ring is looked at again (section 2.8.10).
         fence(SeqCst);
         !self.recovered.is_empty() || self.avail.is_avail(self.flags(self.avail, Acquire))
     }

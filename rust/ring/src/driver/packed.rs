@@ -116,7 +116,7 @@ impl Packed {
         };
         self.ring.store16(at.offset() + DESC_FLAGS, flags, Release);
         let added = std::mem::take(&mut self.staged_slots);
-        // The descriptors are visible before the device's wish is read (section 2.8.21.3).
+        // The descriptors are visible before the device's wish is read (section 2.8.21.2).
         fence(SeqCst);
         wants_event(
             &self.device_event,
@@ -127,6 +127,8 @@ impl Packed {
         )
     }
 
+    /// The length counts even without WRITE, which QEMU's devices do not set (section 2.8.4
+    /// would ignore it); it is checked against the request all the same.
     #[inline]
     pub(super) fn pop_used(&mut self) -> Result<Option<(u32, u32)>, DriverError> {
         if !self.is_used() {
@@ -161,7 +163,7 @@ impl Packed {
     pub(super) fn enable_irqs(&mut self) -> bool {
         enable_events(&self.driver_event, self.used, self.event_idx);
         self.irqs_off = false;
-        // The wish is visible before the ring is looked at again (section 2.8.14).
+        // The wish is visible before the ring is looked at again (section 2.8.22).
         fence(SeqCst);
         self.is_used()
     }

@@ -114,7 +114,7 @@ impl Split {
         self.avail.store16(RING_IDX, new, Release);
         self.avail_idx = new;
         self.staged = 0;
-        // avail.idx is visible before the device's wish is read (section 2.7.13.3).
+        // avail.idx is visible before the device's wish is read (section 2.7.13.4).
         fence(SeqCst);
         if self.event_idx {
             let at = RING_ENTRIES + usize::from(self.size) * 8;
@@ -182,7 +182,7 @@ impl Split {
             self.avail.store16(RING_FLAGS, 0, Relaxed);
             self.irqs_off = false;
         }
-        // The wish is visible before the ring is looked at again (section 2.7.7).
+        // The wish is visible before the ring is looked at again (section 2.7.14).
         fence(SeqCst);
         self.used.load16(RING_IDX, Acquire) != self.next_used
     }

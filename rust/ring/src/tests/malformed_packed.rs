@@ -140,7 +140,7 @@ fn buffer_id_in_flight_twice() {
     assert_eq!(device.pop(&mut view, &mut chain), error);
 }
 
-/// Section 2.8.8: an indirect descriptor is not part of a list.
+/// Section 2.8.19: an indirect descriptor is not part of a list.
 #[test]
 fn indirect_in_a_chain() {
     for (first, second) in [(INDIRECT | NEXT, 0), (NEXT, INDIRECT)] {
