@@ -18,6 +18,10 @@ mod pool;
 mod queue;
 mod slab;
 mod stats;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod units;
 mod worker;
 
