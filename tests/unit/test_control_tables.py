@@ -104,4 +104,4 @@ def test_which_messages_a_device_may_get(
 def test_feature_names_lowest_first_with_unknown_bits() -> None:
     features = Feature.VERSION_1 | BlkFeature.RO | 1 << 50
     assert feature_names(features, DeviceId.BLOCK) == ["RO", "VERSION_1", "bit 50"]
-    assert feature_names(BlkFeature.RO, DeviceId.NET) == ["bit 5"]
+    assert feature_names(BlkFeature.RO, DeviceId.NET) == ["MAC"]

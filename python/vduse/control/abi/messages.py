@@ -1,0 +1,200 @@
+"""What read(2) and write(2) of a device fd carry."""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Self
+
+from vduse.control.abi.base import U32, VQ_STATE_SIZE, Struct, exactly
+
+
+class RequestType(IntEnum):
+    """enum vduse_req_type, and the extension's (docs/channel.md)."""
+
+    GET_VQ_STATE = 0
+    SET_STATUS = 1
+    UPDATE_IOTLB = 2
+    #: API version 1.
+    SET_VQ_GROUP_ASID = 3
+    #: Extension: the call fd of a virtqueue has changed; fetch it again.
+    UPDATE_CALLFD = 0x8000_0001
+
+
+class RequestResult(IntEnum):
+    """VDUSE_REQ_RESULT_*."""
+
+    OK = 0
+    FAILED = 1
+
+
+_U8 = struct.Struct("=B")
+_RANGE = struct.Struct("=QQI4x")
+_PAIR = struct.Struct("=II")
+
+
+class _Body(ABC):
+    """A message: what lies in the union of vduse_dev_request."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def pack(self) -> bytes:
+        """The union's first bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class GetVqState(_Body):
+    """Stop at virtqueue ``index`` and say where it stands."""
+
+    index: int
+    TYPE: ClassVar[int] = RequestType.GET_VQ_STATE
+
+    def pack(self) -> bytes:
+        return U32.pack(self.index)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*U32.unpack_from(data))
+
+
+@dataclass(frozen=True, slots=True)
+class SetStatus(_Body):
+    """The driver sets the device status; 0 resets."""
+
+    status: int
+    TYPE: ClassVar[int] = RequestType.SET_STATUS
+
+    def pack(self) -> bytes:
+        return _U8.pack(self.status)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*_U8.unpack_from(data))
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateIotlb(_Body):
+    """Mappings of IOVAs [start, last] are not valid any more."""
+
+    start: int
+    last: int
+    #: API version 1.
+    asid: int = 0
+    TYPE: ClassVar[int] = RequestType.UPDATE_IOTLB
+
+    def pack(self) -> bytes:
+        return _RANGE.pack(self.start, self.last, self.asid)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*_RANGE.unpack_from(data))
+
+
+@dataclass(frozen=True, slots=True)
+class SetVqGroupAsid(_Body):
+    """A virtqueue group changes its address space (API version 1)."""
+
+    group: int
+    asid: int
+    TYPE: ClassVar[int] = RequestType.SET_VQ_GROUP_ASID
+
+    def pack(self) -> bytes:
+        return _PAIR.pack(self.group, self.asid)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*_PAIR.unpack_from(data))
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateCallfd(_Body):
+    """Extension: fetch the call fd of virtqueue ``index`` again."""
+
+    index: int
+    TYPE: ClassVar[int] = RequestType.UPDATE_CALLFD
+
+    def pack(self) -> bytes:
+        return U32.pack(self.index)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*U32.unpack_from(data))
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownMessage(_Body):
+    """A request of a type that this program does not know: answer it FAILED."""
+
+    type: int
+    body: bytes
+
+    def pack(self) -> bytes:
+        return self.body
+
+
+Message = GetVqState | SetStatus | UpdateIotlb | SetVqGroupAsid | UpdateCallfd | UnknownMessage
+
+_MESSAGES: dict[
+    int,
+    type[GetVqState | SetStatus | UpdateIotlb | SetVqGroupAsid | UpdateCallfd],
+] = {
+    message.TYPE: message
+    for message in (GetVqState, SetStatus, UpdateIotlb, SetVqGroupAsid, UpdateCallfd)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DevRequest(Struct):
+    """struct vduse_dev_request: one message to the device."""
+
+    request_id: int
+    message: Message
+
+    _LAYOUT: ClassVar[struct.Struct] = struct.Struct("=II16x128s")
+    SIZE: ClassVar[int] = _LAYOUT.size
+
+    @property
+    def type(self) -> int:
+        """A :class:`RequestType`, or a number that none has."""
+        message = self.message
+        return message.type if isinstance(message, UnknownMessage) else message.TYPE
+
+    def pack(self) -> bytes:
+        return self._LAYOUT.pack(self.type, self.request_id, self.message.pack())
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        kind, request_id, body = cls._LAYOUT.unpack(exactly(data, cls.SIZE, "vduse_dev_request"))
+        known = _MESSAGES.get(kind)
+        return cls(request_id, UnknownMessage(kind, body) if known is None else known.unpack(body))
+
+
+@dataclass(frozen=True, slots=True)
+class DevResponse(Struct):
+    """struct vduse_dev_response: the device's answer to one message."""
+
+    request_id: int
+    #: A :class:`RequestResult`; whatever is not 0 has failed.
+    result: int = RequestResult.OK
+    #: Answer to GET_VQ_STATE: the queue, and where it stands (:func:`encode_vq_state`).
+    vq_index: int = 0
+    vq_state: bytes = bytes(VQ_STATE_SIZE)
+    reserved: bytes = bytes(16)
+
+    _LAYOUT: ClassVar[struct.Struct] = struct.Struct("=II16sI8s116x")
+    SIZE: ClassVar[int] = _LAYOUT.size
+
+    def pack(self) -> bytes:
+        return self._LAYOUT.pack(
+            self.request_id, self.result, self.reserved, self.vq_index, self.vq_state
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        request_id, result, reserved, vq_index, vq_state = cls._LAYOUT.unpack(
+            exactly(data, cls.SIZE, "vduse_dev_response")
+        )
+        return cls(request_id, result, vq_index, vq_state, reserved)
