@@ -100,7 +100,7 @@ impl Engine for Ours {
     }
 
     fn kick(&mut self) -> Result<(), EngineError> {
-        self.queues.iter_mut().for_each(BlkQueue::kick);
+        self.queues.iter().for_each(BlkQueue::kick);
         Ok(())
     }
 

@@ -2,10 +2,12 @@
 
 use pyo3::prelude::*;
 
+mod buffer;
 mod channel;
 mod device;
 mod error;
 mod fd;
+mod fork;
 mod framework;
 mod home;
 mod load;

@@ -203,7 +203,7 @@ impl BlkDriver {
         request: Request,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<u64, Errno> {
-        let mut queue = BlkQueue::new(Arc::clone(self), thread_index() % self.queues.len());
+        let queue = BlkQueue::new(Arc::clone(self), thread_index() % self.queues.len());
         queue.submit(request, 0)?;
         queue.kick();
         if !queue.wait_while(None, go_on) {

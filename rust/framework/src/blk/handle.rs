@@ -136,8 +136,8 @@ impl QueueShared {
     }
 }
 
-/// A handle on one queue, for one thread at a time. Dropped, it lets go of all buffers; requests
-/// still outstanding may be carried out, their results are lost.
+/// A handle on one queue. Dropped, it lets go of all buffers; requests still outstanding may be
+/// carried out, their results are lost.
 pub struct BlkQueue {
     driver: Arc<BlkDriver>,
     index: usize,
@@ -164,7 +164,7 @@ impl BlkQueue {
     ///
     /// Errors: `EINVAL` (not whole sectors, beyond the end), `EROFS`, `EOPNOTSUPP`, `ENODEV`
     /// (not started), `EIO` (device given up), or what [`BlkDriver::stop`] was called with.
-    pub fn submit(&mut self, request: Request, token: u64) -> Result<(), Errno> {
+    pub fn submit(&self, request: Request, token: u64) -> Result<(), Errno> {
         let (kind, sector, total, buffer) = request.into_parts().ok_or(Errno::INVAL)?;
         let needed = self.driver.admit(kind, sector, total)?;
         let start = sector.bytes().ok_or(Errno::INVAL)?;
@@ -189,7 +189,7 @@ impl BlkQueue {
     }
 
     /// Makes what was submitted available to the device, kicking it if it asks for that.
-    pub fn kick(&mut self) {
+    pub fn kick(&self) {
         if self.driver.ending().errno().is_none() {
             self.shared().core().publish();
         }
@@ -197,7 +197,7 @@ impl BlkQueue {
 
     /// Appends the requests that have ended, `(token, bytes or errno)`; never waits, and kicks
     /// for whatever could follow on. Returns how many.
-    pub fn reap(&mut self, out: &mut Vec<(u64, Outcome)>) -> usize {
+    pub fn reap(&self, out: &mut Vec<(u64, Outcome)>) -> usize {
         let mut core = self.pump(self.shared().core());
         let Some(client) = core.clients().get_mut(self.client) else {
             return 0;
@@ -210,17 +210,13 @@ impl BlkQueue {
 
     /// Waits until [`BlkQueue::reap`] has something, nothing is outstanding, or `timeout` passed
     /// (`None`: for ever). False if it passed.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> bool {
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
         self.wait_while(timeout, &mut || true)
     }
 
     /// As [`BlkQueue::wait`]; `go_on` is asked about every 50 ms and after every signal, and
     /// false ends the wait with false.
-    pub fn wait_while(
-        &mut self,
-        timeout: Option<Duration>,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> bool {
+    pub fn wait_while(&self, timeout: Option<Duration>, go_on: &mut dyn FnMut() -> bool) -> bool {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut asked = Instant::now();
         let mut core = self.shared().core();

@@ -82,7 +82,7 @@ fn an_arena_is_reached_without_a_copy_and_carries_foreign_buffers_too() {
 #[test]
 fn more_requests_than_the_ring_holds_wait_their_turn() {
     let rig = Rig::new(Memory::domain(MIB), SHAPE);
-    let mut queue = rig.driver.queue(0).unwrap();
+    let queue = rig.driver.queue(0).unwrap();
     let mut blocks = vec![vec![0u8; 512]; 500];
     for (token, block) in blocks.iter_mut().enumerate() {
         block.fill(token as u8);
@@ -240,7 +240,7 @@ fn a_full_address_space_held_by_a_queue_nobody_reaps_is_no_deadlock() {
     };
     let rig = Rig::new(Memory::domain(MIB), shape);
     rig.behaviour().hold = true;
-    let mut hoarder = rig.driver.queue(0).unwrap();
+    let hoarder = rig.driver.queue(0).unwrap();
     let mut hoard = vec![vec![1u8; 252 << 10]; 4];
     for (token, bytes) in hoard.iter_mut().enumerate() {
         hoarder.submit(write(0, bytes), token as u64).unwrap();
@@ -248,7 +248,7 @@ fn a_full_address_space_held_by_a_queue_nobody_reaps_is_no_deadlock() {
     hoarder.kick();
     // 1020 KiB are taken, rounded up or not: not a page is left.
     assert!(rig.memory.bounce_in_use() >= 4 * (252 << 10));
-    let mut other = rig.driver.queue(1).unwrap();
+    let other = rig.driver.queue(1).unwrap();
     let mut bytes = vec![2u8; 128 << 10];
     other.submit(write(600, &mut bytes), 9).unwrap();
     other.kick();
@@ -265,7 +265,7 @@ fn a_full_address_space_held_by_a_queue_nobody_reaps_is_no_deadlock() {
 fn stop_ends_every_request_and_gives_its_bounce_pages_back() {
     let rig = Rig::new(Memory::domain(MIB), SHAPE);
     rig.behaviour().hold = true;
-    let mut queue = rig.driver.queue(0).unwrap();
+    let queue = rig.driver.queue(0).unwrap();
     let mut blocks = vec![vec![3u8; 4096]; 40];
     for (token, block) in blocks.iter_mut().enumerate() {
         queue.submit(read(0, block), token as u64).unwrap();
@@ -315,8 +315,8 @@ fn a_device_that_breaks_the_ring_is_given_up_and_keeps_its_pages_until_the_reset
     let memory = Memory::domain(MIB);
     let rig = Rig::new(memory.clone(), shape);
     rig.behaviour().hold = true;
-    let mut queue = rig.driver.queue(0).unwrap();
-    let mut other = rig.driver.queue(1).unwrap();
+    let queue = rig.driver.queue(0).unwrap();
+    let other = rig.driver.queue(1).unwrap();
     let (mut a, mut b) = (vec![0; 512], vec![0; 512]);
     queue.submit(read(0, &mut a), 1).unwrap();
     other.submit(read(0, &mut b), 2).unwrap();
@@ -349,7 +349,7 @@ fn rings_whose_memory_was_taken_away_end_the_driver() {
     let arena = Arena::new(MIB, Iova(0)).unwrap();
     let rig = Rig::new(Memory::Arena(Arc::clone(&arena)), SHAPE);
     rig.behaviour().hold = true;
-    let mut queue = rig.driver.queue(0).unwrap();
+    let queue = rig.driver.queue(0).unwrap();
     let mut bytes = vec![0; 512];
     queue.submit(read(0, &mut bytes), 1).unwrap();
     arena.truncate(0).unwrap();
@@ -378,7 +378,7 @@ fn an_interrupted_wait_frees_the_buffer_and_the_request_goes_on() {
 fn a_wait_ends_at_its_timeout() {
     let rig = Rig::new(Memory::domain(MIB), SHAPE);
     rig.behaviour().hold = true;
-    let mut queue = rig.driver.queue(0).unwrap();
+    let queue = rig.driver.queue(0).unwrap();
     queue.submit(Request::Flush, 1).unwrap();
     queue.kick();
     assert!(!queue.wait(Some(Duration::from_millis(1))));
