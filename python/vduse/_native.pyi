@@ -190,11 +190,9 @@ def load_virtio_driver(
     """The same on crate ``virtio-driver``, connected to a vhost-user socket
     (:class:`vduse.testing.vhost_user.VhostUserBridge` puts one before any ``Driver``)."""
 
-def load_virtio_drivers(
-    domain: Domain, device: Any, line: VqLine, spec: dict[str, Any]
-) -> dict[str, Any]:
-    """The same on crate ``virtio-drivers`` through a domain; ``device`` is the vDPA device,
-    ``line`` its queue 0."""
+def load_virtio_drivers(device: Any, spec: dict[str, Any]) -> dict[str, Any]:
+    """The same on crate ``virtio-drivers``, through the domain of a vDPA device
+    (:class:`vduse.bus.vdpa.VdpaDevice`)."""
 
 def copy_baseline(
     block_size: int, depth: int, requests: int, rounds: int, write: bool

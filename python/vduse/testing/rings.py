@@ -146,7 +146,7 @@ class SplitRing:
 
     @property
     def used_flags(self) -> int:
-        """used.flags as the device wrote it."""
+        """1: VIRTQ_USED_F_NO_NOTIFY, the device wants no kicks."""
         return self._u16(self._used)
 
     def _u16(self, offset: int) -> int:

@@ -1,13 +1,15 @@
 //! Binding of the load generator: builds an engine, runs the load without the GIL.
 
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use crate::error;
+use crate::framework::{Arena, BlkDriver, Domain, VqLine};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use vduse_load::{
-    Baseline, Direction, Engine, EngineError, LoadError, Op, Report, Spec, Stop, VirtioDriver,
-    VirtioDriverSetup, run,
+    Baseline, Direction, Engine, EngineError, LoadError, Op, Ours, Report, Spec, Stop, VdpaPort,
+    VirtioDriver, VirtioDriverSetup, VirtioDrivers, run,
 };
 
 #[derive(FromPyObject)]
@@ -53,7 +55,7 @@ impl SpecArgs {
 
 fn engine_error(error: EngineError) -> PyErr {
     match error {
-        EngineError::Os(what, errno) => PyOSError::new_err((errno.raw_os_error(), what)),
+        EngineError::Os(what, errno) => error::os_error(errno, format_args!("{what}: {errno}")),
         EngineError::Driver(..) => PyRuntimeError::new_err(error.to_string()),
     }
 }
@@ -165,9 +167,107 @@ fn copy_baseline(
     })
 }
 
+/// A :class:`vduse.bus.vdpa.VdpaDevice`; its methods are called once a device, with the GIL.
+struct PyVdpa(Py<PyAny>);
+
+impl PyVdpa {
+    fn call<T>(&self, f: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T>) -> Result<T, EngineError> {
+        Python::attach(|py| f(self.0.bind(py)))
+            .map_err(|error| EngineError::Driver("vDPA device", error.to_string()))
+    }
+}
+
+impl VdpaPort for PyVdpa {
+    fn device_features(&self) -> Result<u64, EngineError> {
+        self.call(|device| device.call_method0("get_device_features")?.extract())
+    }
+
+    fn set_driver_features(&self, features: u64) -> Result<(), EngineError> {
+        self.call(|device| {
+            device
+                .call_method1("set_driver_features", (features,))
+                .map(drop)
+        })
+    }
+
+    fn status(&self) -> Result<u8, EngineError> {
+        self.call(|device| device.call_method0("get_status")?.extract())
+    }
+
+    fn set_status(&self, status: u8) -> Result<(), EngineError> {
+        self.call(|device| {
+            match status {
+                0 => device.call_method0("reset"),
+                _ => device.call_method1("set_status", (status,)),
+            }
+            .map(drop)
+        })
+    }
+
+    fn max_queue_size(&self) -> Result<u32, EngineError> {
+        self.call(|device| device.call_method0("get_vq_num_max")?.extract())
+    }
+
+    fn set_queue(&self, index: u16, size: u32, areas: [u64; 3]) -> Result<(), EngineError> {
+        let [desc, driver, used] = areas;
+        self.call(|device| {
+            device.call_method1("set_vq_num", (index, size))?;
+            device.call_method1("set_vq_address", (index, desc, driver, used))?;
+            device.call_method1("set_vq_state", (index, (0,)))?;
+            device.call_method1("set_vq_ready", (index, true)).map(drop)
+        })
+    }
+
+    fn config(&self, offset: u32, out: &mut [u8]) -> Result<(), EngineError> {
+        self.call(|device| {
+            let config = device.call_method1("get_config", (offset, out.len()))?;
+            let config: &[u8] = config.extract()?;
+            out.copy_from_slice(config.get(..out.len()).ok_or_else(|| {
+                PyValueError::new_err(format!("{} bytes of config", config.len()))
+            })?);
+            Ok(())
+        })
+    }
+}
+
+#[pyfunction]
+#[pyo3(signature = (driver, spec, arena = None))]
+fn load_ours<'py>(
+    py: Python<'py>,
+    driver: &BlkDriver,
+    spec: SpecArgs,
+    arena: Option<&Arena>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let spec = spec.check()?;
+    let driver = driver.shared()?.clone();
+    let arena = arena.map(Arena::shared).transpose()?.cloned();
+    load(py, &spec, move || {
+        Ours::new(&driver, arena, spec.depth, spec.block_size)
+    })
+}
+
+#[pyfunction]
+fn load_virtio_drivers<'py>(
+    py: Python<'py>,
+    device: Bound<'py, PyAny>,
+    spec: SpecArgs,
+) -> PyResult<Bound<'py, PyDict>> {
+    let spec = spec.check()?;
+    let domain = device.getattr("domain")?;
+    let dma = domain.cast::<Domain>()?.get().shared()?.clone();
+    let line = device.call_method1("vq_line", (0,))?;
+    let line = line.cast::<VqLine>()?.get().shared()?.clone();
+    let port = PyVdpa(device.unbind());
+    load(py, &spec, move || {
+        VirtioDrivers::new(dma, Box::new(port), line, spec.depth, spec.block_size)
+    })
+}
+
 /// Adds this half's functions to the module.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(load_ours, m)?)?;
     m.add_function(wrap_pyfunction!(load_virtio_driver, m)?)?;
+    m.add_function(wrap_pyfunction!(load_virtio_drivers, m)?)?;
     m.add_function(wrap_pyfunction!(copy_baseline, m)?)?;
     Ok(())
 }

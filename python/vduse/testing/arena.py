@@ -1,0 +1,81 @@
+"""Our virtio-blk driver on memory of its own, through the :class:`~vduse.bus.driver.Driver`
+port: what a driver over vhost_vdpa does, without bounce pages and without a copy."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from vduse import _native
+from vduse.bus.driver import Driver
+from vduse.bus.virtio_blk import VirtioBlk
+from vduse.control.abi import ACCESS_RW
+from vduse.control.features import Feature, Status
+from vduse.testing.vhost_user import PACKED_START
+
+_STARTED = Status.ACKNOWLEDGE | Status.DRIVER
+_AGREED = _STARTED | Status.FEATURES_OK
+
+
+class ArenaBlk:
+    """A started driver; a context manager that resets the device in the end."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        lines: Sequence[_native.VqLine],
+        *,
+        size: int = 64 << 20,
+        iova: int = 1 << 32,
+        queue_size: int = 128,
+        without: int = 0,
+    ) -> None:
+        """``lines``: kick and irq of the queues to use. ``size``: bytes of the arena, first
+        byte at ``iova``. ``without``: feature bits not to accept. OSError EPROTO: the device
+        refuses the features."""
+        self._driver = driver
+        self._stopped = False
+        driver.set_status(0)
+        driver.set_status(Status.ACKNOWLEDGE)
+        driver.set_status(_STARTED)
+        known = VirtioBlk.FEATURES | Feature.VERSION_1 | Feature.ACCESS_PLATFORM
+        features = driver.get_features() & known & ~without
+        driver.set_features(features)
+        driver.set_status(_AGREED)
+        if not driver.get_status() & Status.FEATURES_OK:
+            raise OSError(errno.EPROTO, f"the device refuses features {features:#x}")
+        self.arena = _native.Arena(size, iova)
+        driver.iotlb_update(iova, size, self.arena.fd, 0, ACCESS_RW)
+        config = driver.get_config(0, driver.get_config_size())
+        self.native = _native.BlkDriver(
+            self.arena, features, config, [queue_size] * len(lines), list(lines)
+        )
+        packed = bool(features & Feature.RING_PACKED)
+        for index in range(len(lines)):
+            driver.set_vring_num(index, queue_size)
+            driver.set_vring_addr(index, *self.native.areas(index))
+            driver.set_vring_base(index, PACKED_START if packed else 0)
+            driver.set_vring_enable(index, True)
+        driver.set_status(_AGREED | Status.DRIVER_OK)
+        self.native.start()
+
+    def close(self) -> None:
+        """Resets the device; what is outstanding ends with ENODEV."""
+        if not self._stopped:
+            self._stopped = True
+            self._driver.set_status(0)
+            self.native.stop(errno.ENODEV)
+            self._driver.iotlb_invalidate(self.arena.iova, self.arena.size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
