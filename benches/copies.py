@@ -46,8 +46,6 @@ def measure(requests: int, rounds: int, step: Callable[[str], None]) -> Iterator
                 if report.errors:
                     raise RuntimeError(f"1 MiB {op}: {report.messages[0]}")
                 loads.append(moved / report.seconds)
-                (seconds,) = _native.copy_baseline(
-                    BLOCK_SIZE, DEPTH, requests, 1, op == "write"
-                )
+                (seconds,) = _native.copy_baseline(BLOCK_SIZE, DEPTH, requests, 1, op == "write")
                 copies.append(moved / seconds)
             yield Row(op, median(loads), median(copies), rounds)

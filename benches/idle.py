@@ -49,17 +49,17 @@ def _memory() -> tuple[int, int]:
 
 
 def _run(devices: int, seconds: float) -> Row:
-    from vduse.testing.harness import BlkPark
+    from vduse.testing.harness import BlkPark, BlkSpec
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with BlkPark() as park:
-        park.add("warm-up", size=DISK_SIZE)
+        park.add(BlkSpec(name="warm-up", backend="null", size=DISK_SIZE))
         rss, pss = _memory()
         fds = len(os.listdir("/proc/self/fd"))
         start = time.monotonic()
         for number in range(devices):
-            park.add(f"idle{number}", size=DISK_SIZE)
+            park.add(BlkSpec(name=f"idle{number}", backend="null", size=DISK_SIZE))
         start_up = (time.monotonic() - start) / devices
         rss_after, pss_after = _memory()
         fds_after = len(os.listdir("/proc/self/fd"))

@@ -1,0 +1,126 @@
+"""The benchmarks: a table for people, JSON for machines.
+
+make bench ARGS="--json figures.json"
+make bench ARGS="copies idle"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import copies
+import idle
+import per_request
+
+Step = Callable[[str], None]
+Figures = list[dict[str, object]]
+
+
+def _requests(quick: bool, step: Step) -> tuple[Table, Figures]:
+    table = Table(title="4 KiB random reads, null device", title_justify="left")
+    for name in ("driver", "memory", "ring"):
+        table.add_column(name)
+    for name in ("depth", "IOPS", "ns", "CPU ns", "driver CPU ns", "p99 us"):
+        table.add_column(name, justify="right")
+    rows = list(per_request.measure(0.1 if quick else 1.0, 1 if quick else 3, step))
+    for row in rows:
+        table.add_row(
+            row.driver,
+            row.memory,
+            row.ring,
+            str(row.depth),
+            f"{row.iops:,.0f}",
+            f"{row.ns:,.0f}",
+            f"{row.cpu_ns:,.0f}",
+            f"{row.driver_cpu_ns:,.0f}",
+            f"{row.p99_ns / 1000:,.1f}",
+        )
+    return table, [asdict(row) for row in rows]
+
+
+def _copies(quick: bool, step: Step) -> tuple[Table, Figures]:
+    table = Table(
+        title=f"1 MiB through bounce pages, null device; {copies.TARGET:.0%} of a copying "
+        "thread is promised",
+        title_justify="left",
+    )
+    for name in ("op", "MB/s", "copying thread MB/s", "share"):
+        table.add_column(name, justify="right")
+    rows = list(copies.measure(200 if quick else 2000, 5, step))
+    for row in rows:
+        table.add_row(
+            row.op, f"{row.rate / 1e6:,.0f}", f"{row.copy_rate / 1e6:,.0f}", f"{row.ratio:.0%}"
+        )
+    return table, [asdict(row) | {"ratio": row.ratio} for row in rows]
+
+
+def _idle(quick: bool, step: Step) -> tuple[Table, Figures]:
+    devices, seconds = (100, 1.0) if quick else (1000, 10.0)
+    step(f"{devices} idle devices")
+    row = idle.measure(devices, seconds)
+    table = Table(title=f"{devices:,} idle devices in one process", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("RSS a device", f"{row.rss / 1024:,.1f} KiB")
+    table.add_row("PSS a device", f"{row.pss / 1024:,.1f} KiB")
+    table.add_row("start-up a device", f"{row.start_up * 1e3:.2f} ms")
+    table.add_row("fds a device", f"{row.fds:.1f}")
+    table.add_row("threads", str(row.threads))
+    table.add_row(f"CPU over {seconds:.0f} s", f"{row.cpu:.2%}")
+    return table, [asdict(row)]
+
+
+FIGURES = {"requests": _requests, "copies": _copies, "idle": _idle}
+
+
+def machine() -> dict[str, object]:
+    """What the figures were taken on."""
+    model = "unknown"
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return {
+        "cpu": model,
+        "cpus": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    """Runs what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, usage="run.py [options] [FIGURE...]")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--quick", action="store_true", help="seconds, and rough")
+    args = parser.parse_args()
+    if unknown := set(args.figures) - set(FIGURES):
+        parser.error(f"unknown figures: {', '.join(sorted(unknown))}")
+    console = Console()
+    found: dict[str, object] = {"machine": machine()}
+    for name in args.figures or FIGURES:
+        with console.status(name) as status:
+            table, found[name] = FIGURES[name](args.quick, status.update)
+        console.print(table)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        console.print(f"written to {args.json}")
+
+
+if __name__ == "__main__":
+    main()

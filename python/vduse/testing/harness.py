@@ -1,0 +1,264 @@
+"""Whole stacks in one call, for tests and figures.
+
+with blk_stack(backend="memory", queues=2) as stack:
+    stack.disk.pwrite(data, 0)
+
+with blk_stack(backend="null", driver="vhost_vdpa", where="child") as stack:
+    stack.driver.get_features()
+    stack.kill_device()
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from vduse import _native
+from vduse.backends.spec import open_backend
+from vduse.bus.disk import Disk
+from vduse.bus.driver import Driver
+from vduse.channel.embedded import inherited
+from vduse.channel.tap import Tap
+from vduse.devices.blk import BlkDevice
+from vduse.framework.framework import DEFAULT_BOUNCE_SIZE, DEFAULT_MSG_TIMEOUT, Framework
+from vduse.framework.vdpa_device import VdpaDevice
+
+Where = Literal["process", "child"]
+BusDriver = Literal["virtio_vdpa", "vhost_vdpa"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlkSpec:
+    """A block device: see :class:`vduse.devices.blk.BlkDevice` and
+    :func:`vduse.backends.spec.open_backend`."""
+
+    name: str = "disk0"
+    #: null, memory, or the path of a file.
+    backend: str = "memory"
+    #: Bytes; None: the file's.
+    size: int | None = 64 << 20
+    queues: int = 1
+    queue_size: int = 128
+    packed: bool = False
+    read_only: bool = False
+    direct: bool = False
+    serial: str = ""
+
+
+class LocalDevice:
+    """A device in this process. Its workers are ``pool``'s, if one is given."""
+
+    def __init__(
+        self, framework: Framework, spec: BlkSpec, pool: _native.Pool | None = None
+    ) -> None:
+        with ExitStack() as undo:
+            self._backend = open_backend(
+                spec.backend, size=spec.size, read_only=spec.read_only, direct=spec.direct
+            )
+            undo.callback(self._backend.close)
+            self._control = inherited(framework.control())
+            undo.callback(self._control.close)
+            #: The device itself.
+            self.blk = BlkDevice(
+                spec.name,
+                self._backend,
+                queues=spec.queues,
+                queue_size=spec.queue_size,
+                packed=spec.packed,
+                read_only=spec.read_only,
+                serial=spec.serial,
+                pool=pool,
+            )
+            self.blk.start(self._control)
+            undo.pop_all()
+
+    def close(self) -> None:
+        """Drains; the framework keeps the device."""
+        self.blk.close()
+        self._control.close()
+        self._backend.close()
+
+
+class ChildDevice:
+    """A device in a child process (``python -m vduse.devices.child``)."""
+
+    def __init__(self, framework: Framework, spec: BlkSpec) -> None:
+        control = inherited(framework.control())
+        fd = control.fileno()
+        try:
+            arguments = json.dumps(asdict(spec) | {"control_fd": fd})
+            #: The child; kill it to see what a crash does.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vduse.devices.child", arguments],
+                pass_fds=[fd],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        finally:
+            control.close()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if line != f"ready {spec.name}\n":
+            self.kill()
+            raise ChildProcessError(f"the device did not start: {line.strip() or 'no word'}")
+
+    def kill(self) -> None:
+        """SIGKILL: no farewell to anybody."""
+        self.process.kill()
+        self._reap()
+
+    def close(self) -> None:
+        """SIGTERM; the device drains."""
+        self.process.terminate()
+        self._reap()
+
+    def _reap(self) -> None:
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+class BlkStack:
+    """A framework, a block device in this process or in a child, a bus driver on it."""
+
+    def __init__(
+        self, framework: Framework, spec: BlkSpec, where: Where, driver: BusDriver | None
+    ) -> None:
+        self.framework = framework
+        self.spec = spec
+        self._where: Where = where
+        self.device: LocalDevice | ChildDevice = self._make_device()
+        try:
+            #: The device on the vDPA bus.
+            self.vdpa: VdpaDevice = framework.dev_add(spec.name, driver=driver)
+        except BaseException:
+            self.device.close()
+            raise
+        self._driver: Driver | None = None
+
+    @property
+    def disk(self) -> Disk:
+        """The disk under virtio_vdpa."""
+        return self.framework.disk(self.spec.name)
+
+    @property
+    def native(self) -> _native.BlkDriver:
+        """The virtio-blk driver under virtio_vdpa."""
+        return self.disk.driver
+
+    @property
+    def driver(self) -> Driver:
+        """The vhost_vdpa device, opened at first use."""
+        if self._driver is None:
+            self._driver = self.framework.bus.vhost(self.spec.name).open()
+        return self._driver
+
+    @property
+    def blk(self) -> BlkDevice:
+        """The device, where it is in this process."""
+        assert isinstance(self.device, LocalDevice)
+        return self.device.blk
+
+    def kill_device(self) -> None:
+        """Ends the child at once; what it had in flight stays in flight."""
+        assert isinstance(self.device, ChildDevice)
+        self.device.kill()
+
+    def replace_device(self) -> None:
+        """A new device takes the place of one that was closed or killed."""
+        self.device = self._make_device()
+
+    def close(self) -> None:
+        """From the driver to the device."""
+        if self._driver is not None:
+            self._driver.close()
+            self._driver = None
+        self.framework.dev_del(self.spec.name)
+        self.device.close()
+
+    def _make_device(self) -> LocalDevice | ChildDevice:
+        if self._where == "child":
+            return ChildDevice(self.framework, self.spec)
+        return LocalDevice(self.framework, self.spec)
+
+
+@contextmanager
+def blk_stack(
+    *,
+    backend: str = "memory",
+    size: int | None = 64 << 20,
+    name: str = "disk0",
+    queues: int = 1,
+    queue_size: int = 128,
+    packed: bool = False,
+    read_only: bool = False,
+    direct: bool = False,
+    serial: str = "",
+    driver: BusDriver | None = "virtio_vdpa",
+    where: Where = "process",
+    profile: str = "6.12",
+    bounce_size: int = DEFAULT_BOUNCE_SIZE,
+    msg_timeout: float = DEFAULT_MSG_TIMEOUT,
+    tap: Tap | None = None,
+) -> Iterator[BlkStack]:
+    """A framework of its own with one block device, bound to ``driver`` (None: to none)."""
+    spec = BlkSpec(
+        name=name,
+        backend=backend,
+        size=size,
+        queues=queues,
+        queue_size=queue_size,
+        packed=packed,
+        read_only=read_only,
+        direct=direct,
+        serial=serial,
+    )
+    framework = Framework(profile, bounce_size=bounce_size, msg_timeout=msg_timeout, tap=tap)
+    with framework:
+        stack = BlkStack(framework, spec, where, driver)
+        try:
+            yield stack
+        finally:
+            stack.close()
+
+
+class BlkPark:
+    """Many devices on one framework and one pool of workers, all in this process."""
+
+    def __init__(self) -> None:
+        self.framework = Framework()
+        self._pool = _native.Pool()
+        self._devices: dict[str, LocalDevice] = {}
+
+    def add(self, spec: BlkSpec, driver: BusDriver | None = "virtio_vdpa") -> VdpaDevice:
+        """One more device, on the bus."""
+        device = LocalDevice(self.framework, spec, self._pool)
+        self._devices[spec.name] = device
+        return self.framework.dev_add(spec.name, driver=driver)
+
+    def close(self) -> None:
+        """All of them, then the rest."""
+        for name, device in self._devices.items():
+            if name in self.framework.bus.devices:
+                self.framework.dev_del(name)
+            device.close()
+        self._devices.clear()
+        self.framework.close()
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
