@@ -11,6 +11,7 @@ with blk_stack(backend="null", driver="vhost_vdpa", where="child") as stack:
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,8 +90,7 @@ class ChildDevice:
     """A device in a child process (``python -m vduse.devices.child``)."""
 
     def __init__(self, framework: Framework, spec: BlkSpec) -> None:
-        control = inherited(framework.control())
-        fd = control.fileno()
+        fd = framework.control()
         try:
             arguments = json.dumps(asdict(spec) | {"control_fd": fd})
             #: The child; kill it to see what a crash does.
@@ -101,7 +101,7 @@ class ChildDevice:
                 text=True,
             )
         finally:
-            control.close()
+            os.close(fd)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if line != f"ready {spec.name}\n":
