@@ -6,6 +6,7 @@ pub mod blk;
 mod dma;
 mod domain;
 mod line;
+mod relay;
 mod room;
 mod thread;
 
@@ -13,3 +14,4 @@ pub use arena::Arena;
 pub use dma::{Buffer, Coherent, Direction, Dma, DmaError, Mapping};
 pub use domain::{Domain, DomainStats};
 pub use line::{LineStats, VqLine};
+pub use relay::KickRelay;
