@@ -246,7 +246,8 @@ fn a_full_address_space_held_by_a_queue_nobody_reaps_is_no_deadlock() {
         hoarder.submit(write(0, bytes), token as u64).unwrap();
     }
     hoarder.kick();
-    // 1020 KiB are taken, rounded up or not: not a page is left.
+    // Three pages are left: the other queue's request does not fit, and has nothing to wait for
+    // on its own queue.
     assert!(rig.memory.bounce_in_use() >= 4 * (252 << 10));
     let other = rig.driver.queue(1).unwrap();
     let mut bytes = vec![2u8; 128 << 10];
@@ -414,13 +415,16 @@ fn a_driver_needs_a_line_for_each_queue() {
     };
     assert_eq!(refused(&[], &[]), Some(SetupError::Queues(0, 0)));
     assert_eq!(
-        refused(&[8, 8], &[line.clone()]),
+        refused(&[8, 8], std::slice::from_ref(&line)),
         Some(SetupError::Queues(2, 1))
     );
     assert_eq!(
-        refused(&[2], &[line.clone()]),
+        refused(&[2], std::slice::from_ref(&line)),
         Some(SetupError::QueueSize(2))
     );
-    assert!(matches!(refused(&[12], &[line]), Some(SetupError::Ring(_))));
+    assert!(matches!(
+        refused(&[12], std::slice::from_ref(&line)),
+        Some(SetupError::Ring(_))
+    ));
     assert_eq!(domain.stats().unwrap().coherent, 0);
 }
