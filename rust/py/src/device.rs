@@ -15,7 +15,7 @@ use std::time::Duration;
 use vduse_device::backend::{self, EngineChoice, File, Memory, Null, OpenOptions};
 use vduse_device::{DataPath, Event, Hookup, Limits, QueueSetup, StartError};
 use vduse_mem::Iova;
-use vduse_ring::{Layout, QueueState, RingError};
+use vduse_ring::{DeviceQueue, Layout, QueueState, RingError};
 
 const F_INDIRECT_DESC: u64 = 1 << 28;
 const F_EVENT_IDX: u64 = 1 << 29;
@@ -188,6 +188,11 @@ impl BlkDataPath {
         Ok(BlkDataPath(Home::new(path)))
     }
 
+    #[staticmethod]
+    fn inflight_size(size: u16, features: u64) -> u64 {
+        DeviceQueue::inflight_size(&layout(size, features))
+    }
+
     #[pyo3(signature = (index, *, size, features, areas, state, kickfd, callfd, inflight))]
     #[allow(clippy::too_many_arguments)] // as many as a queue has
     fn start_queue(
@@ -205,12 +210,7 @@ impl BlkDataPath {
         let path = self.0.get()?;
         let packed = features & F_RING_PACKED != 0;
         let setup = QueueSetup {
-            layout: Layout {
-                size,
-                packed,
-                event_idx: features & F_EVENT_IDX != 0,
-                indirect: features & F_INDIRECT_DESC != 0,
-            },
+            layout: layout(size, features),
             features,
             areas: [Iova(areas.0), Iova(areas.1), Iova(areas.2)],
             state: parse_state(state, packed)?,
@@ -308,6 +308,15 @@ impl BlkDataPath {
 }
 
 /// A call fd, or none for -1.
+fn layout(size: u16, features: u64) -> Layout {
+    Layout {
+        size,
+        packed: features & F_RING_PACKED != 0,
+        event_idx: features & F_EVENT_IDX != 0,
+        indirect: features & F_INDIRECT_DESC != 0,
+    }
+}
+
 fn call(number: c_int) -> PyResult<Option<OwnedFd>> {
     (number != -1).then(|| fd::dup(number)).transpose()
 }
