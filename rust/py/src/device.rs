@@ -160,6 +160,16 @@ impl Backend {
     }
 }
 
+/// A ring by its size and the features that the driver chose.
+fn layout(size: u16, features: u64) -> Layout {
+    Layout {
+        size,
+        packed: features & F_RING_PACKED != 0,
+        event_idx: features & F_EVENT_IDX != 0,
+        indirect: features & F_INDIRECT_DESC != 0,
+    }
+}
+
 /// All queues of one device; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
 struct BlkDataPath(Home<DataPath>);
