@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -104,7 +105,9 @@ def peer_credentials(sock: socket.socket) -> Credentials:
 def send_packet(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
     """Sends one packet whole. The caller keeps its fds. BlockingIOError: no room now;
     other OSError: the other end is gone."""
-    socket.send_fds(sock, [data], list(fds), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    # Not socket.send_fds: before Python 3.12 it drops its flags, and would wait.
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+    sock.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 def receive_packet(sock: socket.socket) -> Packet | None:

@@ -45,14 +45,15 @@ def offered_features(*, read_only: bool, can_discard: bool, queues: int, packed:
         features |= BlkFeature.WRITE_ZEROES
         if can_discard:
             features |= BlkFeature.DISCARD
-    return features
+    return int(features)
 
 
 def check_features(offered: int, chosen: int) -> str | None:
     """None, or why a driver's choice cannot be (section 2.2.2, 6.2)."""
-    if extra := chosen & ~offered:
+    # Plain integers: an IntFlag's inverse knows only the bits that it names.
+    if extra := int(chosen) & ~int(offered):
         return "not offered: " + ", ".join(feature_names(extra, DeviceId.BLOCK))
-    if missing := _REQUIRED & ~chosen:
+    if missing := int(_REQUIRED) & ~int(chosen):
         return "required: " + ", ".join(feature_names(missing, DeviceId.BLOCK))
     return None
 
