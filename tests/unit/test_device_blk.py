@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vduse import _native
 from vduse.backends.errors import BackendError
 from vduse.backends.spec import open_backend
 from vduse.control.features import BlkFeature, Feature
@@ -49,7 +49,7 @@ int main(void) {
 def offsets() -> dict[str, int]:
     """Where each field's lowest byte lies in the packed struct."""
     found = {}
-    for name in BlkConfig.__dataclass_fields__:
+    for name in (field.name for field in fields(BlkConfig)):
         zero = BlkConfig(0, blk_size=0)
         marked = BlkConfig(**{"capacity": 0, "blk_size": 0, name: 1})
         found[name] = next(
@@ -156,12 +156,6 @@ def test_capacity_is_the_first_field() -> None:
     assert BlkConfig(12345).pack()[:8] == pack_capacity(12345)
 
 
-needs_backend = pytest.mark.skipif(
-    not hasattr(_native, "Backend"), reason="needs the native module: make build"
-)
-
-
-@needs_backend
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -178,7 +172,6 @@ def test_options_out_of_range(options: dict[str, int | str], why: str) -> None:
     backend.close()
 
 
-@needs_backend
 @pytest.mark.parametrize("spec", ["null", "memory"])
 def test_sized_backends(spec: str) -> None:
     backend = open_backend(spec, size=1 << 20)
@@ -186,7 +179,6 @@ def test_sized_backends(spec: str) -> None:
     backend.close()
 
 
-@needs_backend
 @pytest.mark.parametrize("prefix", ["", "file:"])
 def test_file_backend_by_path(tmp_path: Path, prefix: str) -> None:
     image = tmp_path / "disk.img"
@@ -196,7 +188,6 @@ def test_file_backend_by_path(tmp_path: Path, prefix: str) -> None:
     backend.close()
 
 
-@needs_backend
 @pytest.mark.parametrize(
     ("spec", "size", "direct", "why"),
     [
@@ -206,10 +197,10 @@ def test_file_backend_by_path(tmp_path: Path, prefix: str) -> None:
         ("null", 512, True, "null: direct is for files"),
         ("file:", None, False, "file: needs a path"),
         ("missing.img", None, False, "missing.img: no such file; create it: truncate"),
-        ("odd.img", None, False, "odd.img: 1000 bytes is no multiple of 512"),
-        ("empty.img", None, False, "empty.img: is empty"),
+        ("odd.img", None, False, "odd.img has 1000 bytes: .*multiple of 512"),
+        ("empty.img", None, False, "empty.img has 0 bytes: .*truncate"),
         ("whole.img", 4096, False, "a file has its own size"),
-        (".", None, False, r"\.: "),
+        (".", None, False, r"\.: is a directory"),
     ],
 )
 def test_backend_mistakes_say_what_to_do(
@@ -230,12 +221,11 @@ def test_backend_mistakes_say_what_to_do(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@needs_backend
 def test_image_locked_by_another_opener(tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(4096))
     first = open_backend(str(image))
-    with pytest.raises(BackendError, match="another program uses this image"):
+    with pytest.raises(BackendError, match="in use by another program"):
         open_backend(str(image))
     first.close()
     open_backend(str(image)).close()
