@@ -117,6 +117,8 @@ class RawDevice:
 
     def close(self) -> None:
         """Closes the node, as a program that ends."""
+        if self.messages.fileno() < 0:
+            return
         self.messages.shutdown(socket.SHUT_RDWR)
         if self._thread is not None:
             self._thread.join()

@@ -1,0 +1,310 @@
+"""The framework as a whole, over its sockets, with a device that speaks raw packets."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.raw_device import Caller, RawDevice, blk_config, refuse
+from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, DeviceTimedOut
+from vduse.control.abi import (
+    DevResponse,
+    ExtCall,
+    Ioctl,
+    SetStatus,
+    VqConfig,
+    pack_name,
+    pack_u64,
+    unpack_u64,
+)
+from vduse.control.features import DeviceId, Feature, NetFeature
+from vduse.framework import Framework, control_node
+
+BASE = Feature.VERSION_1 | Feature.ACCESS_PLATFORM
+
+
+@pytest.fixture
+def framework() -> Iterator[Framework]:
+    with Framework(bounce_size=1 << 20) as made:
+        yield made
+
+
+@pytest.fixture
+def control(framework: Framework) -> Iterator[Caller]:
+    caller = Caller(framework.control())
+    yield caller
+    caller.close()
+
+
+@pytest.fixture
+def device(control: Caller) -> Iterator[RawDevice]:
+    made = RawDevice(control, blk_config(queues=2))
+    made.set_up_queues()
+    yield made
+    made.close()
+
+
+def call_errno(caller: Caller, nr: int, payload: bytes) -> int | None:
+    with pytest.raises(OSError) as caught:
+        caller.call(nr, payload)
+    return caught.value.errno
+
+
+def test_name_taken_is_eexist(framework: Framework, control: Caller) -> None:
+    control.call(Ioctl.CREATE_DEV, blk_config().pack())
+    assert call_errno(control, Ioctl.CREATE_DEV, blk_config().pack()) == errno.EEXIST
+    assert list(framework.devices) == ["vd0"]
+
+
+def test_open_is_enoent_without_a_device_and_ebusy_with_an_opener(
+    control: Caller, device: RawDevice
+) -> None:
+    assert call_errno(control, ExtCall.OPEN, pack_name("vd1")) == errno.ENOENT
+    assert call_errno(control, ExtCall.OPEN, pack_name("vd0")) == errno.EBUSY
+
+
+def test_destroy_is_einval_then_ebusy_while_open_or_attached(
+    framework: Framework, control: Caller, device: RawDevice
+) -> None:
+    assert call_errno(control, Ioctl.DESTROY_DEV, pack_name("vd1")) == errno.EINVAL
+    assert call_errno(control, Ioctl.DESTROY_DEV, pack_name("vd0")) == errno.EBUSY
+    framework.dev_add("vd0", driver=None)
+    device.close()
+    assert call_errno(control, Ioctl.DESTROY_DEV, pack_name("vd0")) == errno.EBUSY
+    framework.dev_del("vd0")
+    control.call(Ioctl.DESTROY_DEV, pack_name("vd0"))
+    assert framework.devices == {}
+
+
+def test_dev_add_errors(framework: Framework, control: Caller, device: RawDevice) -> None:
+    with pytest.raises(DeviceNotFound, match="no device 'vd1'") as caught:
+        framework.dev_add("vd1")
+    assert caught.value.errno == errno.EINVAL
+    device.calls.call(Ioctl.VQ_SETUP, VqConfig(1, 0).pack())
+    with pytest.raises(OSError) as unset:
+        framework.dev_add("vd0")
+    assert unset.value.errno == errno.EINVAL
+    device.set_up_queues()
+    framework.dev_add("vd0", driver=None)
+    with pytest.raises(DeviceExists):
+        framework.dev_add("vd0", driver=None)
+
+
+def test_a_driver_that_does_not_take_the_device_leaves_nothing_behind(
+    framework: Framework, device: RawDevice
+) -> None:
+    device.reply = refuse
+    with pytest.raises(OSError):
+        framework.dev_add("vd0")
+    assert framework.bus.devices == {}
+    assert not framework.device("vd0").attached
+
+
+def test_status_travels_to_the_device(framework: Framework, device: RawDevice) -> None:
+    vdpa = framework.dev_add("vd0", driver=None)
+    vdpa.reset()
+    vdpa.set_status(1)
+    assert device.seen == [SetStatus(0), SetStatus(1)]
+    assert framework.device("vd0").stats()["messages_SET_STATUS"] == 2
+
+
+def test_messages_wait_for_the_next_opener(framework: Framework, device: RawDevice) -> None:
+    """A device killed between a message and its answer; the sender notices nothing."""
+    taken = threading.Event()
+
+    def silent(request: object) -> None:
+        taken.set()
+
+    vdpa = framework.dev_add("vd0", driver=None)
+    device.reply = silent
+    sender = threading.Thread(target=vdpa.set_status, args=(3,))
+    sender.start()
+    assert taken.wait(30)
+    device.close()
+    device.open(answering=False)
+    request = device.receive()
+    assert request.message == SetStatus(3)
+    device.respond(DevResponse(request.request_id))
+    sender.join()
+    assert vdpa.get_status() == 3
+
+
+def test_a_silent_device_breaks_and_sees_the_end_of_its_messages(
+    framework: Framework, device: RawDevice
+) -> None:
+    framework.device("vd0").msg_timeout = 0.01
+    vdpa = framework.dev_add("vd0", driver=None)
+    device.reply = lambda request: None
+    with pytest.raises(DeviceTimedOut):
+        vdpa.set_status(1)
+    device._thread.join()  # type: ignore[union-attr]  # it ends at the end of the messages
+    assert call_errno(device.calls, Ioctl.DEV_GET_FEATURES, b"") == errno.EPERM
+    framework.dev_del("vd0")
+
+
+def test_a_bad_response_costs_no_connection(framework: Framework, device: RawDevice) -> None:
+    vdpa = framework.dev_add("vd0", driver=None)
+    device.respond(DevResponse(99))
+    vdpa.set_status(1)
+    assert vdpa.get_status() == 1
+
+
+def test_a_malformed_call_ends_only_its_own_device(framework: Framework, control: Caller) -> None:
+    hostile = RawDevice(control, blk_config("bad"))
+    other = RawDevice(control, blk_config("good"))
+    with pytest.raises((AssertionError, OSError)):
+        hostile.calls.call(Ioctl.VQ_SETUP, b"short")
+    assert unpack_u64(other.calls.call(Ioctl.DEV_GET_FEATURES)[0]) == 0
+    hostile.close()
+    other.close()
+
+
+def test_a_forked_child_may_not_use_it(framework: Framework) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            framework.control()
+        except OSError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+class TestListen:
+    def test_other_programs_connect(self, framework: Framework, tmp_path: Path) -> None:
+        path = tmp_path / "control"
+        framework.listen(path)
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(os.fspath(path))
+        caller = Caller(sock.detach())
+        assert unpack_u64(caller.call(Ioctl.GET_API_VERSION)[0]) == 0
+        caller.close()
+        framework.close()
+        assert not path.exists()
+
+    def test_a_path_that_is_taken_says_what_to_do(
+        self, framework: Framework, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "control"
+        path.touch()
+        with pytest.raises(OSError, match="remove it") as caught:
+            framework.listen(path)
+        assert caught.value.errno == errno.EADDRINUSE
+
+
+class TestDevAddAttributes:
+    @pytest.fixture
+    def net(self, control: Caller, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawDevice]:
+        monkeypatch.setattr(control_node, "has_capability", lambda pid, cap: True)
+        features = BASE | NetFeature.MAC | NetFeature.MQ
+        config = blk_config(
+            "net0", queues=4, device_id=DeviceId.NET, features=features, config=bytes(12)
+        )
+        made = RawDevice(control, config)
+        made.set_up_queues()
+        yield made
+        made.close()
+
+    def test_mac_and_vq_pairs_show_in_config(self, framework: Framework, net: RawDevice) -> None:
+        vdpa = framework.dev_add("net0", mac=b"\x52\x54\0\0\0\1", vq_pairs=2, driver=None)
+        assert vdpa.get_config(0, 12) == b"\x52\x54\0\0\0\1\0\0\2\0\0\0"
+
+    def test_features_are_a_subset(self, framework: Framework, net: RawDevice) -> None:
+        with pytest.raises(OSError) as caught:
+            framework.dev_add("net0", features=1 << 3, driver=None)
+        assert caught.value.errno == errno.EINVAL
+        vdpa = framework.dev_add("net0", features=BASE, driver=None)
+        assert vdpa.get_device_features() == BASE
+
+    @pytest.mark.parametrize(
+        ("attributes", "expected"),
+        [
+            ({"mac": b"short"}, errno.EINVAL),
+            ({"vq_pairs": 3}, errno.EINVAL),
+            ({"vq_pairs": 0}, errno.EINVAL),
+            ({"features": int(BASE), "mac": bytes(6)}, errno.EINVAL),
+        ],
+    )
+    def test_what_the_device_lacks_is_einval(
+        self, framework: Framework, net: RawDevice, attributes: dict[str, object], expected: int
+    ) -> None:
+        with pytest.raises(OSError) as caught:
+            framework.dev_add("net0", driver=None, **attributes)  # type: ignore[arg-type]
+        assert caught.value.errno == expected
+        assert not framework.device("net0").attached
+
+    @pytest.mark.parametrize("attributes", [{"mac": bytes(6)}, {"vq_pairs": 1}])
+    def test_net_attributes_of_a_block_device_are_eopnotsupp(
+        self, framework: Framework, device: RawDevice, attributes: dict[str, object]
+    ) -> None:
+        with pytest.raises(OSError) as caught:
+            framework.dev_add("vd0", driver=None, **attributes)  # type: ignore[arg-type]
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+
+class TestClose:
+    def test_waits_for_no_device(self, control: Caller) -> None:
+        framework = Framework(msg_timeout=0)
+        caller = Caller(framework.control())
+        device = RawDevice(caller, blk_config())
+        device.set_up_queues()
+        vdpa = framework.dev_add("vd0", driver=None)
+        taken = threading.Event()
+        device.reply = lambda request: taken.set()
+        errors: list[BaseException] = []
+
+        def send() -> None:
+            try:
+                vdpa.set_status(1)
+            except DeviceTimedOut as error:
+                errors.append(error)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        assert taken.wait(30)
+        framework.close()
+        framework.close()
+        sender.join()
+        assert len(errors) == 1
+        device.close()
+        caller.close()
+
+    def test_an_open_vhost_vdpa_is_closed(self, framework: Framework, device: RawDevice) -> None:
+        framework.dev_add("vd0", driver="vhost_vdpa")
+        opened = framework.bus.vhost("vd0").open()
+        with pytest.raises(DeviceBusy):
+            framework.dev_del("vd0")
+        framework.close()
+        with pytest.raises(OSError) as caught:
+            opened.get_status()
+        assert caught.value.errno == errno.EBADF
+
+
+def test_unknown_profile_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"6\.12, 7\.2"):
+        Framework("5.0")
+
+
+def test_api_version_1_end_to_end() -> None:
+    with Framework("7.2", bounce_size=1 << 20) as framework:
+        control = Caller(framework.control())
+        control.call(Ioctl.SET_API_VERSION, pack_u64(1))
+        device = RawDevice(control, blk_config(ngroups=1, nas=1))
+        device.set_up_queues()
+        framework.dev_add("vd0", driver="vhost_vdpa")
+        vhost = framework.bus.vhost("vd0").open()
+        vhost.set_group_asid(0, 0)
+        with pytest.raises(OSError) as caught:
+            vhost.set_vring_num(0, 128)
+        assert caught.value.errno == errno.EINVAL
+        vhost.close()
+        device.close()
+        control.close()
