@@ -24,7 +24,7 @@ fn main() {
 fn measure(bytes: usize, copy: bool, threads: usize, rounds: usize) -> f64 {
     let domain = Domain::new(256 << 20).expect("domain");
     let start = Barrier::new(threads);
-    let nanoseconds = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads)
             .map(|_| {
                 scope.spawn(|| {
@@ -51,6 +51,5 @@ fn measure(bytes: usize, copy: bool, threads: usize, rounds: usize) -> f64 {
             .into_iter()
             .map(|thread| thread.join().expect("thread"));
         times.fold(0.0, f64::max)
-    });
-    nanoseconds
+    })
 }

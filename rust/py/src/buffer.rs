@@ -120,8 +120,6 @@ pub struct Batches {
 struct Held {
     next: u64,
     buffers: HashMap<u64, PyUntypedBuffer>,
-    /// Requests that the driver refused: they end like all others, by their token.
-    refused: Vec<(u64, Result<u64, Errno>)>,
 }
 
 impl Batches {
@@ -160,8 +158,9 @@ impl Batches {
         }
         py.detach(|| {
             for (request, &token) in requests.into_iter().zip(&tokens) {
+                // What the driver refuses ends like all others, by its token.
                 if let Err(errno) = self.queue.submit(request, token) {
-                    self.held().refused.push((token, Err(errno)));
+                    self.queue.put_back(&mut vec![(token, Err(errno))]);
                 }
             }
             self.queue.kick();
@@ -182,7 +181,6 @@ impl Batches {
         let mut signal = Ok(());
         py.detach(|| {
             loop {
-                ended.append(&mut self.held().refused);
                 self.queue.reap(&mut ended);
                 if ended.len() >= minimum || self.queue.outstanding() == 0 {
                     break;
@@ -196,7 +194,7 @@ impl Batches {
         });
         if let Err(error) = signal {
             // Nothing is lost: the next reap has them.
-            self.held().refused.append(&mut ended);
+            self.queue.put_back(&mut ended);
             return Err(error);
         }
         let mut released = Vec::with_capacity(ended.len());

@@ -180,12 +180,23 @@ impl BlkQueue {
             client: Some(self.client),
             token,
         };
-        let mut core = self.shared().core();
+        let shared = self.shared();
+        let mut core = shared.core();
         if let Some(client) = core.clients().get_mut(self.client) {
             client.outstanding += 1;
         }
         core.submit(job, needed);
+        shared.notify(&mut core);
         Ok(())
+    }
+
+    /// Puts outcomes where the next [`BlkQueue::reap`] finds them: requests that were refused,
+    /// outcomes that could not be delivered.
+    pub fn put_back(&self, ended: &mut Vec<(u64, Outcome)>) {
+        let shared = self.shared();
+        let mut core = shared.core();
+        core.put_back(self.client, ended);
+        shared.notify(&mut core);
     }
 
     /// Makes what was submitted available to the device, kicking it if it asks for that.

@@ -187,6 +187,15 @@ impl QueueCore {
         }
     }
 
+    /// Outcomes for a client's next look.
+    pub(super) fn put_back(&mut self, client: u32, ended: &mut Vec<(u64, Outcome)>) {
+        if let Some(client) = self.clients.get_mut(client) {
+            client.outstanding += ended.len();
+            client.finished.append(ended);
+            self.progress = true;
+        }
+    }
+
     /// Publishes what is staged.
     pub(super) fn publish(&mut self) {
         if !std::mem::take(&mut self.staged) {
