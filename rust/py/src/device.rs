@@ -318,15 +318,6 @@ impl BlkDataPath {
 }
 
 /// A call fd, or none for -1.
-fn layout(size: u16, features: u64) -> Layout {
-    Layout {
-        size,
-        packed: features & F_RING_PACKED != 0,
-        event_idx: features & F_EVENT_IDX != 0,
-        indirect: features & F_INDIRECT_DESC != 0,
-    }
-}
-
 fn call(number: c_int) -> PyResult<Option<OwnedFd>> {
     (number != -1).then(|| fd::dup(number)).transpose()
 }
