@@ -88,8 +88,10 @@ class Arena:
     @property
     def iova(self) -> int:
         """IOVA of the arena's first byte."""
-    def read(self, offset: int, length: int) -> bytes: ...
-    def write(self, offset: int, data: Buffer) -> None: ...
+    def read(self, offset: int, length: int) -> bytes:
+        """ValueError out of range."""
+    def write(self, offset: int, data: Buffer) -> None:
+        """ValueError out of range."""
     def truncate(self, size: int) -> None:
         """Shrinks the file under everybody's mapping (hostile tests)."""
 
@@ -156,7 +158,9 @@ class BlkDriver:
         """VIRTIO_BLK_T_GET_ID, up to 20 bytes."""
     def submit(self, batch: Sequence[tuple[str, int, Any]]) -> list[int]:
         """Requests ``(op, offset, buffer or length)``, op one of read, write, flush, discard,
-        write_zeroes; returns their tokens. Buffers are held until reaped."""
+        write_zeroes; returns their tokens. Buffers are held until reaped. Never waits; all go
+        to queue 0. What the driver refuses ends like the rest, by its token; ValueError,
+        TypeError, BufferError and OSError EINVAL (no whole sectors) refuse the whole batch."""
     def reap(self, minimum: int = 1, timeout: float | None = None) -> list[tuple[int, int]]:
         """Completed ``(token, bytes or -errno)``, at least ``minimum`` unless ``timeout``
         seconds passed first or nothing is outstanding."""
