@@ -238,7 +238,7 @@ impl Worker {
                 &self.epoll,
                 uring.borrow().fd(),
                 epoll::EventData::new_u64(URING),
-                epoll::EventFlags::IN,
+                epoll::EventFlags::IN | epoll::EventFlags::ET,
             )
             .map_err(|errno| StartError::System("io_uring", errno))?;
             self.uring = Some(uring.clone());

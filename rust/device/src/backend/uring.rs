@@ -6,9 +6,10 @@ use super::file::{Direction, Image, Transfer};
 use super::{Completion, Token};
 use crate::slab::Slab;
 use io_uring::{IoUring, opcode, squeue, types};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Submissions collected before they are handed over.
@@ -34,6 +35,9 @@ struct Pending {
 /// The ring and what is under way in it.
 pub struct Uring {
     ring: IoUring,
+    /// Signalled when completions, or the deferred work that makes them, come in. The ring's own
+    /// fd would not do: with DEFER_TASKRUN, deferred work does not wake who polls it.
+    event: OwnedFd,
     /// Boxed: the kernel holds pointers to a transfer's iovecs until it is submitted.
     pending: Slab<Box<Pending>>,
     /// Not yet in the ring.
@@ -56,8 +60,13 @@ impl Uring {
             .build(SUBMISSIONS)
             .or_else(|_| builder.build(SUBMISSIONS))
             .map_err(errno)?;
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        ring.submitter()
+            .register_eventfd(event.as_raw_fd())
+            .map_err(errno)?;
         Ok(Uring {
             ring,
+            event,
             pending: Slab::new(),
             waiting: VecDeque::new(),
             in_kernel: 0,
@@ -65,10 +74,9 @@ impl Uring {
         })
     }
 
-    /// Readable when completions wait.
+    /// Watch it edge-triggered: nobody reads it. An edge says that completions may wait.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring owns the fd for as long as the borrow.
-        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+        self.event.as_fd()
     }
 
     /// Takes a transfer of `image`, or without one a flush.
