@@ -27,7 +27,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.mark.parametrize("op", ["write", "randread", "mixed"])
 @pytest.mark.parametrize("where", ["process", "child"])
 def test_what_is_written_is_read(backend: str, op: Op, where: Where) -> None:
-    with blk_stack(backend=backend, size=SIZE, driver=None, where=where) as stack:
+    with blk_stack(backend=backend, driver=None, where=where) as stack:
         spec = Spec(op=op, requests=3000, depth=16, verify=True, span=4 << 20)
         report = run_virtio_drivers(stack.vdpa, spec)
         assert report.errors == 0, report.messages

@@ -42,14 +42,18 @@ class BlkSpec:
     name: str = "disk0"
     #: null, memory, or the path of a file.
     backend: str = "memory"
-    #: Bytes; None: the file's.
-    size: int | None = 64 << 20
+    #: Bytes of null and memory, None: 64 MiB. Files have their own.
+    size: int | None = None
     queues: int = 1
     queue_size: int = 128
     packed: bool = False
     read_only: bool = False
     direct: bool = False
     serial: str = ""
+
+    def __post_init__(self) -> None:
+        if self.size is None and self.backend in ("null", "memory"):
+            object.__setattr__(self, "size", 64 << 20)
 
 
 class LocalDevice:
@@ -192,7 +196,7 @@ class BlkStack:
 def blk_stack(
     *,
     backend: str = "memory",
-    size: int | None = 64 << 20,
+    size: int | None = None,
     name: str = "disk0",
     queues: int = 1,
     queue_size: int = 128,
