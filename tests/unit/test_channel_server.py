@@ -12,14 +12,19 @@ import pytest
 
 from tests.unit.test_channel_packet import open_fds
 from vduse.channel.packet import Answer, Call, Packet, receive_packet, send_packet
+from vduse.channel.render import payload_text
 from vduse.channel.server import CallServer, MessageServer
 from vduse.channel.tap import Recorder, normalized
 from vduse.control.abi import (
     DevRequest,
     DevResponse,
     Ioctl,
+    IotlbEntry,
+    IotlbEntryV2,
     SetStatus,
     VqEventfd,
+    VqInfo,
+    pack_name,
     pack_u64,
     unpack_u32,
 )
@@ -257,6 +262,8 @@ def test_unsent_messages_of_a_dead_peer_release_the_node(messages: Messages) -> 
     assert messages.node.released == 1
 
 
+_INFO_TEXT = "index=1 num=8 desc_addr=0x100000000 ready=True"
+
 # --- tap ----------------------------------------------------------------------------------
 
 
@@ -275,13 +282,27 @@ def test_recorder_renders_a_line_a_record(
     messages.server.close()
     assert recorder.lines() == [
         "disk0 open",
-        "disk0 GET_API_VERSION() = 0 0000000000000000",
-        "disk0 VQ_INJECT_IRQ(00000000) = EINVAL",
-        "disk0 VQ_SETUP_KICKFD(0000000009000000) +1fd = 0",
+        "disk0 GET_API_VERSION() = 0 0",
+        "disk0 VQ_INJECT_IRQ(0) = EINVAL",
+        "disk0 VQ_SETUP_KICKFD(fd=9) +1fd = 0",
         "disk0 <- #4 SetStatus(status=1)",
         "disk0 -> #4 OK",
         "disk0 close",
     ]
+
+
+@pytest.mark.parametrize(
+    ("nr", "data", "text"),
+    [
+        (Ioctl.DESTROY_DEV, pack_name("disk0"), "disk0"),
+        (Ioctl.VQ_GET_INFO, VqInfo(1, 8, 1 << 32, ready=True).pack(), _INFO_TEXT),
+        (Ioctl.VQ_GET_INFO, b"\1\2", "0102"),
+        (Ioctl.IOTLB_GET_FD2, IotlbEntryV2(IotlbEntry(last=7), asid=1).pack(), "last=7 asid=1"),
+        (0x1234, b"abc", "616263"),
+    ],
+)
+def test_structs_are_rendered_without_zeroes(nr: int, data: bytes, text: str) -> None:
+    assert payload_text(nr, data) == text
 
 
 def test_normalized_runs_compare_equal() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol
 
+from vduse.channel.render import call_name, payload_text, result_text
 from vduse.control import abi
 
 
@@ -73,10 +73,10 @@ class Called:
     def line(self) -> str:
         fds = f" +{self.nfds}fd" if self.nfds else ""
         answer_fds = f" +{self.answer_nfds}fd" if self.answer_nfds else ""
-        result = f"{self.result}" if self.result >= 0 else _errno_name(-self.result)
-        sent, back = self.payload.hex(), self.answer.hex()
-        what = f"{self.device or 'control'} {call_name(self.nr)}({sent}){fds}"
-        return f"{what} = {result} {back}".rstrip() + answer_fds
+        sent = payload_text(self.nr, self.payload)
+        back = payload_text(self.nr, self.answer) if self.answer else ""
+        call = f"{self.device or 'control'} {call_name(self.nr)}({sent}){fds}"
+        return f"{call} = {result_text(self.result)} {back}".rstrip() + answer_fds
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +120,6 @@ class Closed:
 
 
 Record = Opened | Called | Messaged | Responded | Closed
-
-
-_CALL_NAMES: dict[int, str] = {
-    **{call.value: call.name for call in abi.Ioctl},
-    **{call.value: call.name for call in abi.ExtCall},
-}
-
-
-def call_name(nr: int) -> str:
-    """An ioctl's name as in linux/vduse.h without VDUSE_, or its number."""
-    return _CALL_NAMES.get(nr, f"{nr:#x}")
-
-
-def _errno_name(number: int) -> str:
-    return errno.errorcode.get(number, str(number))
 
 
 class Recorder:
