@@ -86,7 +86,6 @@ def test_contents_come_back_equal(demo: Runner, options: str) -> None:
     for device in (disk, ext4):
         # Statuses 0, 1, 3, 0xB, 0xF of the probe, 0 of the removal.
         assert device["messages"]["SET_STATUS"] == 6
-        assert device["messages"]["UPDATE_IOTLB"] >= 0
         assert device["calls"]["VQ_SETUP_KICKFD"] >= device["queues"]
         assert device["kicks"] > 0
         assert device["irqs"] > 0
@@ -206,7 +205,8 @@ def test_image_in_use(demo: Runner) -> None:
     os.truncate(image, SIZE)
     with locked_as_by_qemu(image):
         line = demo.refused("busy.img")
-    assert line.startswith("busy.img: another program uses this image; stop that one")
+    assert line.startswith("busy.img is in use by another program")
+    assert line.endswith("stop that program first")
     assert demo.left_behind() == ["busy.img"]
 
 

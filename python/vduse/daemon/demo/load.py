@@ -8,7 +8,7 @@ from vduse import _native
 from vduse.daemon.demo.report import Load
 
 #: Seconds a load; bytes of the disk it uses.
-_SECONDS = 0.5
+_SECONDS = 0.3
 _SPAN = 64 << 20
 LOADS = (
     ("randread", 4096, 32),
