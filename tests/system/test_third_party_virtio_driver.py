@@ -35,9 +35,7 @@ def _verify(stack: BlkStack, op: Op, *, queues: int = 1, **driver: bool) -> None
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @pytest.mark.parametrize("op", ["write", "randread", "mixed"])
 def test_what_is_written_is_read(backend: str, op: Op, packed: bool, queues: int) -> None:
-    with blk_stack(
-        backend=backend, queues=queues, packed=packed, driver="vhost_vdpa"
-    ) as stack:
+    with blk_stack(backend=backend, queues=queues, packed=packed, driver="vhost_vdpa") as stack:
         _verify(stack, op, packed=packed, queues=queues)
 
 
