@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict
 
-from vduse.channel.tap import call_name
+from vduse.channel.render import call_name
 from vduse.control.abi import DevRequest, RequestType
 
 _TYPES = {kind.value: kind.name for kind in RequestType}
