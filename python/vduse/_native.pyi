@@ -268,7 +268,7 @@ class BlkDataPath:
     ) -> Self:
         """``limits``: capacity (sectors of 512), seg_max, size_max, blk_size,
         max_discard_sectors, max_discard_seg, discard_sector_alignment,
-        max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap."""
+        max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap, read_only."""
     @staticmethod
     def inflight_size(size: int, features: int) -> int:
         """Bytes of the in-flight record of a virtqueue of ``size`` descriptors; a multiple of

@@ -84,9 +84,12 @@ def config_space(
     )
 
 
-def data_path_limits(config: BlkConfig) -> dict[str, int]:
-    """What the native data path holds a driver to, under the config space's names."""
+def data_path_limits(config: BlkConfig, *, read_only: bool) -> dict[str, int]:
+    """What the native data path holds a driver to, under the config space's names.
+
+    ``read_only``: writes are refused even of a driver that did not accept RO (5.2.6.2)."""
     return {
+        "read_only": int(read_only),
         "capacity": config.capacity,
         "seg_max": config.seg_max,
         "size_max": config.size_max,
@@ -135,8 +138,9 @@ class BlkDevice:
         self._serial = serial.encode("ascii")
         if len(self._serial) > SERIAL_BYTES:
             raise ValueError(f"serial: {serial!r} is longer than {SERIAL_BYTES} characters")
+        self._read_only = read_only or backend.read_only
         features = offered_features(
-            read_only=read_only or backend.read_only,
+            read_only=self._read_only,
             can_discard=backend.can_discard,
             queues=queues,
             packed=packed,
@@ -222,7 +226,6 @@ class BlkDevice:
         pool = self._pool
         if pool is None:
             pool = self._own_pool = self._own_pool or _native.Pool()
-        self._data_path = _native.BlkDataPath(
-            pool, self._backend, resolver, data_path_limits(self._config), self._serial
-        )
+        limits = data_path_limits(self._config, read_only=self._read_only)
+        self._data_path = _native.BlkDataPath(pool, self._backend, resolver, limits, self._serial)
         return self._data_path

@@ -108,7 +108,7 @@ impl Queue {
             limits: self.device.limits,
             features: self.features,
             capacity: self.device.capacity.load(Ordering::Relaxed),
-            read_only: info.read_only,
+            read_only: info.read_only || self.device.limits.read_only,
         };
         let (mut requests, mut bytes) = (0, 0);
         let more = loop {

@@ -348,6 +348,7 @@ fn parse_limits(given: HashMap<String, u64>) -> PyResult<(u64, Limits)> {
             "max_write_zeroes_sectors" => limits.max_write_zeroes_sectors = value,
             "max_write_zeroes_seg" => limits.max_write_zeroes_seg = value,
             "write_zeroes_may_unmap" => limits.write_zeroes_may_unmap = value != 0,
+            "read_only" => limits.read_only = value != 0,
             // Advice to the driver; nothing is refused for them.
             "blk_size" | "discard_sector_alignment" => {}
             _ => return Err(PyValueError::new_err(format!("no such limit: {name}"))),

@@ -21,6 +21,8 @@ pub struct Limits {
     pub max_write_zeroes_seg: u32,
     /// A write-zeroes range with the unmap flag gives space back.
     pub write_zeroes_may_unmap: bool,
+    /// VIRTIO_BLK_F_RO is offered: writes are refused, accepted or not (section 5.2.6.2).
+    pub read_only: bool,
 }
 
 /// What holds for the requests of one queue.
@@ -31,7 +33,7 @@ pub(crate) struct Rules {
     pub(crate) features: u64,
     /// Sectors of 512 bytes, now.
     pub(crate) capacity: u64,
-    /// The backend refuses writes.
+    /// The backend or the device refuses writes.
     pub(crate) read_only: bool,
 }
 
