@@ -12,6 +12,8 @@ mod file;
 mod memory;
 mod null;
 mod observe;
+#[cfg(test)]
+mod tests;
 mod uring;
 
 pub use check::check;

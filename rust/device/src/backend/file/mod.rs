@@ -9,9 +9,6 @@ mod probe;
 mod threads;
 mod transfer;
 
-#[cfg(test)]
-mod tests;
-
 pub(super) use image::Image;
 pub(super) use transfer::{Direction, Transfer};
 
@@ -73,18 +70,30 @@ impl File {
                 )
             })?,
         };
-        let image = Arc::new(Image::open(
-            path,
-            options.read_only,
-            options.direct,
-            options.lock,
-        )?);
-        Ok(File {
+        let image = Image::open(path, options.read_only, options.direct, options.lock)?;
+        Ok(File::of(image, use_uring))
+    }
+
+    fn of(image: Image, use_uring: bool) -> File {
+        let image = Arc::new(image);
+        File {
             threads: Threads::new(image.clone()),
             image,
             use_uring,
             observers: Observers::default(),
-        })
+        }
+    }
+
+    /// Opened with O_DIRECT, as if it had blocks of `block` bytes.
+    #[cfg(test)]
+    pub(super) fn open_with_blocks(path: &Path, block: u32) -> Result<File, Error> {
+        let mut image = Image::open(path, false, true, false)?;
+        image.block_size = block;
+        image.alignment = Some(transfer::Alignment {
+            memory: block as usize,
+            file: u64::from(block),
+        });
+        Ok(File::of(image, io_uring_allowed().is_ok()))
     }
 }
 
