@@ -228,6 +228,7 @@ impl DataPath {
     #[allow(clippy::result_unit_err)]
     pub fn stop_queue(&self, index: u32, timeout: Duration) -> Result<Option<QueueState>, ()> {
         let handle = self.lock().queues.get(&index).cloned().ok_or(())?;
+        handle.set_draining();
         self.pool
             .send(handle.worker(), Command::Drain { id: handle.id() });
         let outcome = handle.wait(timeout);

@@ -229,7 +229,6 @@ impl Queue {
     /// Takes nothing more from now on.
     pub(crate) fn drain(&mut self) {
         self.is_draining = true;
-        self.handle.set_draining();
     }
 
     /// The view's acknowledgement of a new generation. The ring follows when it is next used.
@@ -263,8 +262,10 @@ impl Queue {
         self.engine.flush();
     }
 
-    /// Stops the device: what is to be told is the first reason.
-    pub(crate) fn stop(&mut self, why: &Stop) {
+    /// Stops the device. Memory taken away explains whatever else was found in it.
+    pub(crate) fn stop(&mut self, why: Stop) {
+        let poison = self.live.as_ref().map(Live::check_poison);
+        let why = poison.and_then(Result::err).unwrap_or(why);
         self.device.set_broken(self.index, why.to_string());
         self.discard(None);
     }

@@ -236,7 +236,7 @@ impl Worker {
         {
             epoll::add(
                 &self.epoll,
-                uring.borrow().fd(),
+                uring.borrow().event_fd(),
                 epoll::EventData::new_u64(URING),
                 epoll::EventFlags::IN | epoll::EventFlags::ET,
             )
@@ -311,7 +311,7 @@ impl Worker {
             Ok(Err(stop)) => stop,
             Err(_) => Stop::Panic,
         };
-        queue.stop(&stop);
+        queue.stop(stop);
         let device = queue.device.id;
         self.discard(device, None);
         None

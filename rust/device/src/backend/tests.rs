@@ -95,9 +95,13 @@ impl Bench {
                 PollFlags::IN,
             )];
             if let Some(uring) = &uring {
-                fds.push(PollFd::from_borrowed_fd(uring.fd(), PollFlags::IN));
+                fds.push(PollFd::from_borrowed_fd(uring.event_fd(), PollFlags::IN));
             }
             poll(&mut fds, None).unwrap();
+            let _ = rustix::io::read(self.mailbox.wake_fd(), &mut [0; 8]);
+            if let Some(uring) = &uring {
+                let _ = rustix::io::read(uring.event_fd(), &mut [0; 8]);
+            }
         }
     }
 
@@ -419,17 +423,25 @@ fn one_writer_or_many_readers() {
 fn qemu_keeps_off_our_image_and_we_off_its() {
     let scratch = Scratch::new("qemu", SIZE);
     let ours = scratch.open(PLAIN).unwrap();
-    let info = Command::new("qemu-img")
-        .args(["info", "-f", "raw"])
-        .arg(&scratch.0)
-        .output();
-    let Ok(info) = info else {
-        eprintln!("skipped: qemu-img is not installed (apt-get install qemu-utils)");
-        return;
-    };
-    assert!(!info.status.success());
-    let said = String::from_utf8_lossy(&info.stderr);
-    assert!(said.contains("lock"), "{said}");
+    let image = scratch.0.to_str().unwrap();
+    for command in [
+        ["qemu-img", "check", "-f", "qcow2", image].as_slice(),
+        &["qemu-img", "resize", "-f", "raw", image, "2M"],
+        &["qemu-io", "-f", "raw", "-c", "write 0 512", image],
+    ] {
+        let Ok(output) = Command::new(command[0]).args(&command[1..]).output() else {
+            eprintln!(
+                "skipped: {} is missing (apt-get install qemu-utils)",
+                command[0]
+            );
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && said.contains("lock"),
+            "{command:?}: {said}"
+        );
+    }
     drop(ours);
 
     let mut qemu_io = Command::new("qemu-io")

@@ -1,6 +1,8 @@
 //! A worker's io_uring, shared by all file engines on it. It is made by the worker that uses
 //! it, so only one thread ever submits (SINGLE_ISSUER) and completions run when that thread
-//! looks for them (DEFER_TASKRUN); older kernels get a ring without these.
+//! looks for them (DEFER_TASKRUN); older kernels get a ring without these. Completions are
+//! told by a registered eventfd: polling the ring itself misses those that a kernel worker
+//! thread makes under DEFER_TASKRUN (seen on Linux 6.18).
 
 use super::file::{Direction, Image, Transfer};
 use super::{Completion, Token};
@@ -35,8 +37,7 @@ struct Pending {
 /// The ring and what is under way in it.
 pub struct Uring {
     ring: IoUring,
-    /// Signalled when completions, or the deferred work that makes them, come in. The ring's own
-    /// fd would not do: with DEFER_TASKRUN, deferred work does not wake who polls it.
+    /// Signalled when completions, or the deferred work that makes them, come in.
     event: OwnedFd,
     /// Boxed: the kernel holds pointers to a transfer's iovecs until it is submitted.
     pending: Slab<Box<Pending>>,
@@ -75,7 +76,7 @@ impl Uring {
     }
 
     /// Watch it edge-triggered: nobody reads it. An edge says that completions may wait.
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn event_fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
 
