@@ -205,6 +205,8 @@ impl Queue {
     /// End of a batch: the driver sees what was completed; at most one irq.
     pub(crate) fn publish(&mut self) -> Result<(), Stop> {
         self.engine.flush();
+        // Before the driver sees the requests: who has seen one finds it counted.
+        self.count();
         if let Some(live) = &mut self.live
             && (std::mem::take(&mut self.is_staged) | std::mem::take(&mut live.owes_publication))
         {
@@ -217,13 +219,16 @@ impl Queue {
             } else {
                 self.batch.irqs_suppressed += 1;
             }
+            self.count();
         }
-        self.counters.add(&self.batch);
-        self.batch = Stats::default();
+        Ok(())
+    }
+
+    fn count(&mut self) {
+        self.counters.add(&std::mem::take(&mut self.batch));
         self.counters
             .in_flight
             .store(self.in_flight.len() as u64, Ordering::Relaxed);
-        Ok(())
     }
 
     /// Takes nothing more from now on.

@@ -300,6 +300,7 @@ fn what_is_written_is_read_split_and_packed() {
             assert_eq!(rig.wait(), (2, 0));
             assert_eq!(rig.data(2), [round; 512]);
         }
+        rig.path.stop_queue(0, LONG).unwrap();
         let (stats, queues) = rig.path.stats();
         assert_eq!((stats.requests, stats.errors, stats.in_flight), (200, 0, 0));
         assert_eq!(stats.bytes_read, 100 * 512);
@@ -370,6 +371,8 @@ fn stop_drains_before_it_says_where_the_queue_stands() {
         assert_eq!(rig.path.stop_queue(0, Duration::ZERO), Ok(None));
         assert!(!rig.path.queue_running(0));
         assert_eq!(rig.start(), Err(StartError::Running(0)));
+        // The worker has been told to stop before this is acknowledged.
+        assert!(rig.path.invalidate(Iova(0), Iova(0), LONG));
         rig.send(3, None, 3);
         rig.kick();
         gate.release();

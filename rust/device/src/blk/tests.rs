@@ -251,7 +251,9 @@ fn s5_2_6_2_ranges_and_lengths() {
 
 #[test]
 fn s5_2_6_2_discard_and_write_zeroes_limits() {
-    let table: &[(u32, &[(u64, u32, u32)], u8)] = &[
+    /// Sector, sectors, flags.
+    type Ranges = &'static [(u64, u32, u32)];
+    let table: &[(u32, Ranges, u8)] = &[
         (T_DISCARD, &[(0, 16, 0)], OK),
         (T_DISCARD, &[(0, 0, 0)], OK),
         (T_DISCARD, &[(0, 16, 0), (20, 1, 0)], OK),
