@@ -138,7 +138,8 @@ def test_config_space_of_a_4k_disk() -> None:
     assert (config.seg_max, config.num_queues) == (126, 4)
     assert config.discard_sector_alignment == 8
     assert config.write_zeroes_may_unmap == 1
-    limits = data_path_limits(config, read_only=False)
+    limits = data_path_limits(config, read_only=True)
+    assert limits.pop("read_only") == 1
     assert limits["capacity"] == 2048
     assert all(limits[name] == getattr(config, name) for name in limits)
 

@@ -61,6 +61,7 @@ impl Rig {
                     max_write_zeroes_sectors: 8,
                     max_write_zeroes_seg: 2,
                     write_zeroes_may_unmap: true,
+                    read_only: false,
                 },
                 features: ALL,
                 capacity: SECTORS,
