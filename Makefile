@@ -11,8 +11,8 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PATH := $(BIN):$(PATH)
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
-# Debian packages of the larger tests; tests/means.py names the tools that come from them.
-SYSTEM_DEPS := e2fsprogs qemu-utils
+# Debian packages of the larger tests (tests/means.py names the tools); g++ is for libFuzzer.
+SYSTEM_DEPS := e2fsprogs qemu-utils g++
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
@@ -52,7 +52,7 @@ asan: ## Ring and memory crates' tests under AddressSanitizer
 loom: ## What threads share, under loom's model checker
 	@tools/loom $(ARGS)
 
-fuzz: ## The fuzz targets over their corpora [ARGS=...]
+fuzz: ## The fuzz targets, from their corpora [ARGS="SECONDS TARGET..."]
 	@tools/fuzz $(ARGS)
 
 build: $(VENV)/.native ## The native module and the `vduse` command, into .venv
