@@ -6,14 +6,13 @@ import errno
 import os
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.unit.raw_device import blk_config
+from tests.unit.node_bench import LIVE, Bench
 from vduse.bus.iotlb import Mapping, SharedFile
-from vduse.channel.packet import Credentials
 from vduse.control.abi import (
     DevRequest,
     DevResponse,
@@ -23,79 +22,16 @@ from vduse.control.abi import (
     IotlbEntry,
     IotlbEntryV2,
     IovaInfo,
-    IovaUmem,
-    SetStatus,
-    UpdateCallfd,
     UpdateIotlb,
     VqConfig,
     VqEventfd,
     VqInfo,
     pack_u32,
-    pack_u64,
     unpack_u64,
 )
-from vduse.control.features import Feature, Status
-from vduse.framework import device_node
-from vduse.framework.device import VduseDevice
-from vduse.framework.device_node import DeviceNode
+from vduse.control.features import Feature
 from vduse.framework.irq import WorkQueue
-from vduse.framework.profile import PROFILES
 from vduse.framework.vdpa_device import Provision, VdpaDevice
-
-BOUNCE = 1 << 20
-LIVE = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK
-
-
-class Bench:
-    """An open node, its device, and its place on the bus (once attached)."""
-
-    def __init__(self, work: WorkQueue, profile: str = "6.12", version: int = 0) -> None:
-        config = blk_config(queues=2, ngroups=2 * version, nas=version)
-        self.device = VduseDevice(
-            config, PROFILES[profile], version, work, bounce_size=BOUNCE, msg_timeout=0
-        )
-        self.node = self.open()
-
-    def open(self) -> DeviceNode:
-        return DeviceNode(self.device, lambda: Credentials(os.getpid(), 0, 0))
-
-    def attach(self) -> VdpaDevice:
-        for index in range(2):
-            self.ok(Ioctl.VQ_SETUP, VqConfig(index, 64).pack())
-        return VdpaDevice(self.device, Provision())
-
-    def ok(self, nr: int, payload: bytes = b"", fds: list[int] | None = None) -> bytes:
-        result, answer, got = self.node.ioctl(nr, payload, fds or [])
-        assert result == 0
-        for fd in got:
-            os.close(fd)
-        return answer
-
-    def fails(self, nr: int, payload: bytes = b"", fds: list[int] | None = None) -> int:
-        with pytest.raises(OSError) as caught:
-            self.node.ioctl(nr, payload, fds or [])
-        assert caught.value.errno is not None
-        return caught.value.errno
-
-    def fd(self, nr: int, payload: bytes) -> tuple[bytes, int]:
-        _, answer, [fd] = self.node.ioctl(nr, payload, [])
-        return answer, fd
-
-    def answering(self, reply: Callable[[DevRequest], DevResponse]) -> list[DevRequest]:
-        """Answers at once, from inside the send."""
-        seen: list[DevRequest] = []
-
-        def answer() -> None:
-            for data in self.node.read_messages():
-                request = DevRequest.unpack(data)
-                seen.append(request)
-                self.node.write_response(reply(request).pack())
-
-        self.device.messages.on_queued = answer
-        return seen
-
-    def agreeing(self) -> list[DevRequest]:
-        return self.answering(lambda request: DevResponse(request.request_id))
 
 
 @pytest.fixture
@@ -417,80 +353,6 @@ class TestVqIrq:
         os.close(fd)
 
 
-class TestUmem:
-    """IOTLB_REG_UMEM, IOTLB_DEREG_UMEM: checks in order."""
-
-    def umem(self, **changes: object) -> bytes:
-        return IovaUmem(**{"uaddr": 0x10000, "iova": 0, "size": BOUNCE, **changes}).pack()  # type: ignore[arg-type]
-
-    def test_einval_before_attach_and_before_a_bounce_page_was_mapped(self, bench: Bench) -> None:
-        assert bench.fails(Ioctl.IOTLB_REG_UMEM, self.umem()) == errno.EINVAL
-        bench.attach()
-        assert bench.fails(Ioctl.IOTLB_REG_UMEM, self.umem()) == errno.EINVAL
-
-    def test_dereg_without_reg_is_enoent(self, bench: Bench) -> None:
-        assert bench.fails(Ioctl.IOTLB_DEREG_UMEM, self.umem()) == errno.ENOENT
-        assert bench.fails(Ioctl.IOTLB_DEREG_UMEM, self.umem(asid=1)) == errno.EINVAL
-        bench.attach()
-        assert bench.fails(Ioctl.IOTLB_DEREG_UMEM, self.umem()) == errno.ENOENT
-
-    def test_reg_and_dereg(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        bench.attach()
-        assert bench.device.domain is not None
-        fake = FakeDomain()
-        bench.device.domain.native = fake  # type: ignore[assignment]
-        for bad in (
-            self.umem(size=BOUNCE - 4096),
-            self.umem(iova=4096),
-            self.umem(uaddr=0x10001),
-            self.umem(asid=1),
-            self.umem(reserved=b"\1" + bytes(19)),
-        ):
-            assert bench.fails(Ioctl.IOTLB_REG_UMEM, bad) == errno.EINVAL
-        monkeypatch.setattr(device_node, "lockable_bytes", lambda pid: BOUNCE - 1)
-        assert bench.fails(Ioctl.IOTLB_REG_UMEM, self.umem()) == errno.ENOMEM
-        monkeypatch.setattr(device_node, "lockable_bytes", lambda pid: BOUNCE)
-        bench.ok(Ioctl.IOTLB_REG_UMEM, self.umem())
-        assert fake.umem == (os.getpid(), 0x10000)
-        assert bench.fails(Ioctl.IOTLB_REG_UMEM, self.umem()) == errno.EEXIST
-        assert bench.fails(Ioctl.IOTLB_REG_UMEM, self.umem(size=1)) == errno.EINVAL
-        assert bench.fails(Ioctl.IOTLB_DEREG_UMEM, self.umem(iova=4096)) == errno.EINVAL
-        bench.ok(Ioctl.IOTLB_DEREG_UMEM, self.umem())
-        assert fake.umem is None
-        bench.ok(Ioctl.IOTLB_REG_UMEM, self.umem())
-        bench.node.release()
-        assert fake.umem is None
-
-    def test_cap_umem_only_for_the_bounce_region(self, bench: Bench) -> None:
-        bench.attach()
-        assert bench.device.domain is not None
-        bench.device.domain.native = FakeDomain()  # type: ignore[assignment]
-        answer = bench.ok(Ioctl.IOTLB_GET_INFO, IovaInfo(1, 1).pack())
-        assert IovaInfo.unpack(answer) == IovaInfo(0, BOUNCE - 1, capability=1)
-        answer = bench.ok(Ioctl.IOTLB_GET_INFO, IovaInfo(BOUNCE, 2**64 - 1).pack())
-        assert IovaInfo.unpack(answer) == IovaInfo(BOUNCE + 4096, BOUNCE + 8191)
-
-
-class FakeDomain:
-    """A domain with a bounce page and one coherent region."""
-
-    bounce_size = BOUNCE
-    bounce_mapped = True
-    fd = 0
-
-    def __init__(self) -> None:
-        self.umem: tuple[int, int] | None = None
-
-    def entries(self) -> list[tuple[int, int, int, int]]:
-        return [(0, BOUNCE - 1, 0, 3), (BOUNCE + 4096, BOUNCE + 8191, BOUNCE + 4096, 3)]
-
-    def reg_umem(self, pid: int, uaddr: int) -> None:
-        self.umem = (pid, uaddr)
-
-    def dereg_umem(self) -> None:
-        self.umem = None
-
-
 class TestReset:
     def test_reset_drops_state_even_where_the_message_failed(self, bench: Bench) -> None:
         vdpa = bench.attach()
@@ -518,54 +380,6 @@ class TestReset:
         bench.agreeing()
         vdpa.reset()
         assert vdpa.get_vq_num_max() == 64
-
-
-class TestExtensions:
-    """docs/channel.md: VQ_GET_CALLFD, GET_INFLIGHT_FD, UPDATE_CALLFD."""
-
-    def test_callfd_is_what_an_irq_signals(self, bench: Bench) -> None:
-        vdpa = bench.attach()
-        _, fd = bench.fd(ExtCall.VQ_GET_CALLFD, pack_u32(0))
-        os.eventfd_write(fd, 1)
-        assert os.eventfd_read(vdpa.vq_line(0).callfd) == 1
-        os.close(fd)
-
-    def test_a_new_call_fd_is_told_to_a_device_that_holds_the_old_one(self, bench: Bench) -> None:
-        vdpa = bench.attach()
-        seen = bench.agreeing()
-        call = os.eventfd(0, os.EFD_NONBLOCK)
-        vdpa.set_vq_cb(1, call)
-        assert seen == []
-        bench.fd(ExtCall.VQ_GET_CALLFD, pack_u32(1))
-        vdpa.set_vq_cb(1, None)
-        assert [request.message for request in seen] == [UpdateCallfd(1)]
-        vdpa.reset()
-        vdpa.set_vq_cb(1, call)
-        assert [request.message for request in seen] == [UpdateCallfd(1), SetStatus(0)]
-        os.close(call)
-
-    def test_inflight_memory_outlives_its_opener_and_is_zeroed_on_reset(self, bench: Bench) -> None:
-        vdpa = bench.attach()
-        bench.agreeing()
-        _, fd = bench.fd(ExtCall.GET_INFLIGHT_FD, pack_u64(4096))
-        os.pwrite(fd, b"in flight", 0)
-        bench.node.release()
-        bench.node = bench.open()
-        _, again = bench.fd(ExtCall.GET_INFLIGHT_FD, pack_u64(4096))
-        assert os.pread(again, 9, 0) == b"in flight"
-        vdpa.reset()
-        assert os.pread(fd, 4096, 0) == bytes(4096)
-        os.pwrite(fd, b"in flight", 0)
-        _, larger = bench.fd(ExtCall.GET_INFLIGHT_FD, pack_u64(8192))
-        assert os.pread(larger, 8193, 0) == bytes(8192)
-        with pytest.raises(OSError):
-            os.ftruncate(larger, 0)
-        for each in (fd, again, larger):
-            os.close(each)
-
-    @pytest.mark.parametrize("size", [0, 1 << 40])
-    def test_inflight_size_is_bounded(self, bench: Bench, size: int) -> None:
-        assert bench.fails(ExtCall.GET_INFLIGHT_FD, pack_u64(size)) == errno.EINVAL
 
 
 def test_unknown_ioctl_is_enotty(bench: Bench) -> None:

@@ -149,7 +149,8 @@ class VduseDevice:
             vq = self.vq(index)
             if not (vq.has_trigger and vq.ready):
                 self._require_driver_ok()
-            vq.line.inject()
+            if vq.ready:  # an irq of a queue that the driver has not enabled goes nowhere
+                vq.line.inject()
 
     def send_status(self, status: int) -> None:
         """Sends SET_STATUS and waits; stores nothing."""

@@ -4,13 +4,14 @@ vhost_vdpa user mapped in its place."""
 from __future__ import annotations
 
 import errno
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vduse import _native
 from vduse.bus.iotlb import Iotlb, Mapping
 
-PAGE_SIZE = 4096
+PAGE_SIZE = mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True)

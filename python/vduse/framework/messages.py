@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import os
 import select
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 
-from vduse.bus.errors import DeviceRefused, DeviceTimedOut
+from vduse.bus.errors import DeviceRefused, DeviceTimedOut, VdpaError
 from vduse.control.abi import DevRequest, DevResponse, Message, RequestResult, RequestType
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class MessageQueue:
 
     def __init__(self, device: str) -> None:
         self._device = device
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._ids = itertools.count()
         self._unread: deque[_Sent] = deque()
@@ -55,6 +57,7 @@ class MessageQueue:
         """Sends and waits for the answer, ``timeout`` seconds on a monotonic clock (0: for
         ever). Raises DeviceRefused, DeviceTimedOut. An exception that ends the wait
         (KeyboardInterrupt) takes back this message only."""
+        self._refuse_if_forked()
         with self._lock:
             self._refuse_if_broken()
             sent = _Sent(DevRequest(next(self._ids) & 0xFFFF_FFFF, message))
@@ -126,6 +129,10 @@ class MessageQueue:
         """Messages sent, by type."""
         with self._lock:
             return dict(self._counts)
+
+    def _refuse_if_forked(self) -> None:
+        if os.getpid() != self._pid:
+            raise VdpaError(f"device {self._device} belongs to the parent process")
 
     def _refuse_if_broken(self) -> None:
         if self._broken is not None:

@@ -93,7 +93,12 @@ class Service:
     def _serve_one(self, endpoint: Endpoint) -> None:
         if id(endpoint) not in self._endpoints:
             return
-        if not endpoint.serve():
+        try:
+            alive = endpoint.serve()
+        except Exception:
+            log.exception("a connection is closed: it made its handler fail")
+            alive = False
+        if not alive:
             self._unregister(endpoint)
         elif self._selector.get_key(endpoint.fileno()).events != _events(endpoint):
             self._selector.modify(endpoint.fileno(), _events(endpoint), endpoint)
@@ -165,7 +170,10 @@ class KickEpoll:
             with self._lock:
                 callback = self._callbacks.get(fd)
             if callback is not None:
-                callback()
+                try:
+                    callback()
+                except OSError as error:
+                    log.warning("a kick was lost: %s", error)
 
     def close(self) -> None:
         """Watches nothing any more."""
