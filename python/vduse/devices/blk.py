@@ -10,6 +10,7 @@ from vduse.control.features import BlkFeature, DeviceId, Feature, feature_names
 from vduse.device.control_thread import ControlThread
 from vduse.device.device import DRAIN_TIMEOUT, Device
 from vduse.device.spec import DeviceSpec
+from vduse.device.workers import shared_pool
 from vduse.devices.blk_config import SECTOR, BlkConfig, pack_capacity
 
 #: Bytes of the longest segment offered (SIZE_MAX).
@@ -106,7 +107,8 @@ def data_path_limits(config: BlkConfig, *, read_only: bool) -> dict[str, int]:
 class BlkDevice:
     """A disk: a backend offered as a virtio-blk device.
 
-    The backend and a pool that is given stay the caller's; both are closed after the device.
+    Without ``pool`` the process's own serves. The backend and a pool that is given stay the
+    caller's; both are closed after the device.
     """
 
     def __init__(
@@ -154,7 +156,6 @@ class BlkDevice:
         )
         self._backend = backend
         self._pool = pool
-        self._own_pool: _native.Pool | None = None
         self._data_path: _native.BlkDataPath | None = None
         self._device = Device(
             DeviceSpec(
@@ -215,17 +216,12 @@ class BlkDevice:
         closed, but on the vDPA bus and not destroyed."""
         self._device.close()
         self._data_path = None
-        if self._own_pool is not None:
-            self._own_pool.close()
-            self._own_pool = None
         self._backend.flush()
         if destroy:
             self._device.destroy()
 
     def _make_data_path(self, resolver: _native.CallSocket) -> _native.BlkDataPath:
-        pool = self._pool
-        if pool is None:
-            pool = self._own_pool = self._own_pool or _native.Pool()
+        pool = self._pool or shared_pool()
         limits = data_path_limits(self._config, read_only=self._read_only)
         self._data_path = _native.BlkDataPath(pool, self._backend, resolver, limits, self._serial)
         return self._data_path

@@ -171,6 +171,14 @@ class VduseDevice:
             self.inflight.zero()
         self._work.flush(self._config_work)
 
+    def release(self) -> None:
+        """The device is no more: lets go of its memory and fds at once."""
+        with self.lock:
+            self.destroyed = True
+            self.domain = None
+            self.inflight.close()
+            self.vqs.clear()
+
     def reclaim(self) -> int:
         """Gives idle bounce pages back to the system; bytes."""
         domain = self.domain

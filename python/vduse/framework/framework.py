@@ -178,6 +178,12 @@ class Framework:
         self._shrinker.close()
         self._service.close()
         self._work.close()
+        with self._lock:
+            devices = list(self._devices.values())
+            self._devices.clear()
+            self._attached.clear()
+        for device in devices:
+            device.release()
 
     # --- DeviceTable: for control nodes -----------------------------------------------------
 
@@ -208,6 +214,7 @@ class Framework:
                 device.destroyed = True
             del self._devices[name]
         device.reset()
+        device.release()
         log.info("%s: destroyed", name)
 
     def open(self, name: str) -> list[int]:

@@ -57,11 +57,9 @@ class BlkSpec:
 
 
 class LocalDevice:
-    """A device in this process. Its workers are ``pool``'s, if one is given."""
+    """A device in this process."""
 
-    def __init__(
-        self, framework: Framework, spec: BlkSpec, pool: _native.Pool | None = None
-    ) -> None:
+    def __init__(self, framework: Framework, spec: BlkSpec) -> None:
         with ExitStack() as undo:
             self._backend = open_backend(
                 spec.backend, size=spec.size, read_only=spec.read_only, direct=spec.direct
@@ -78,7 +76,6 @@ class LocalDevice:
                 packed=spec.packed,
                 read_only=spec.read_only,
                 serial=spec.serial,
-                pool=pool,
             )
             self.blk.start(self._control)
             undo.pop_all()
@@ -233,16 +230,15 @@ def blk_stack(
 
 
 class BlkPark:
-    """Many devices on one framework and one pool of workers, all in this process."""
+    """Many devices on one framework, all in this process."""
 
     def __init__(self) -> None:
         self.framework = Framework()
-        self._pool = _native.Pool()
         self._devices: dict[str, LocalDevice] = {}
 
     def add(self, spec: BlkSpec, driver: BusDriver | None = "virtio_vdpa") -> VdpaDevice:
         """One more device, on the bus."""
-        device = LocalDevice(self.framework, spec, self._pool)
+        device = LocalDevice(self.framework, spec)
         self._devices[spec.name] = device
         return self.framework.dev_add(spec.name, driver=driver)
 
@@ -254,7 +250,6 @@ class BlkPark:
             device.close()
         self._devices.clear()
         self.framework.close()
-        self._pool.close()
 
     def __enter__(self) -> Self:
         return self

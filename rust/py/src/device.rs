@@ -1,7 +1,8 @@
 //! Binding of the device half; see `_native.pyi` for what each method promises.
 
 use crate::channel::CallSocket;
-use crate::{error, fd, home::Home};
+use crate::fork::PerProcess;
+use crate::{error, fd};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -9,8 +10,8 @@ use std::collections::HashMap;
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vduse_device::backend::{self, EngineChoice, File, Memory, Null, OpenOptions};
 use vduse_device::{DataPath, Event, Hookup, Limits, QueueSetup, StartError};
@@ -26,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The worker threads; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
-struct Pool(Home<vduse_device::Pool>);
+struct Pool(PerProcess<vduse_device::Pool>);
 
 #[pymethods]
 impl Pool {
@@ -37,7 +38,7 @@ impl Pool {
             return Err(PyValueError::new_err("a pool needs a worker"));
         }
         let pool = vduse_device::Pool::new(workers).map_err(error::errno)?;
-        Ok(Pool(Home::new(pool)))
+        Ok(Pool(PerProcess::new(pool)))
     }
 
     #[getter]
@@ -55,14 +56,14 @@ impl Pool {
 /// What stores a disk's bytes; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
 struct Backend {
-    backend: Home<Arc<dyn backend::Backend>>,
+    backend: PerProcess<Arc<dyn backend::Backend>>,
     closed: AtomicBool,
 }
 
 impl Backend {
     fn wrap<B: backend::Backend + 'static>(made: Result<B, backend::Error>) -> PyResult<Backend> {
         Ok(Backend {
-            backend: Home::new(Arc::new(made.map_err(backend_error)?)),
+            backend: PerProcess::new(Arc::new(made.map_err(backend_error)?)),
             closed: AtomicBool::new(false),
         })
     }
@@ -172,7 +173,14 @@ fn layout(size: u16, features: u64) -> Layout {
 
 /// All queues of one device; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
-struct BlkDataPath(Home<DataPath>);
+struct BlkDataPath(PerProcess<Mutex<Option<Arc<DataPath>>>>);
+
+impl BlkDataPath {
+    fn path(&self) -> PyResult<Arc<DataPath>> {
+        let path = self.0.get()?.lock().unwrap_or_else(PoisonError::into_inner);
+        path.clone().ok_or_else(|| error::closed("data path"))
+    }
+}
 
 #[pymethods]
 impl BlkDataPath {
@@ -195,7 +203,9 @@ impl BlkDataPath {
             serial,
         };
         let path = DataPath::new(pool.0.get()?, hookup).map_err(error::errno)?;
-        Ok(BlkDataPath(Home::new(path)))
+        Ok(BlkDataPath(PerProcess::new(Mutex::new(Some(Arc::new(
+            path,
+        ))))))
     }
 
     #[staticmethod]
@@ -217,7 +227,7 @@ impl BlkDataPath {
         callfd: c_int,
         inflight: Option<(c_int, u64)>,
     ) -> PyResult<()> {
-        let path = self.0.get()?;
+        let path = self.path()?;
         let packed = features & F_RING_PACKED != 0;
         let setup = QueueSetup {
             layout: layout(size, features),
@@ -240,7 +250,7 @@ impl BlkDataPath {
         index: u32,
         timeout: f64,
     ) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        let path = self.0.get()?;
+        let path = self.path()?;
         let timeout = seconds(timeout)?;
         match py.detach(|| path.stop_queue(index, timeout)) {
             Ok(Some(state)) => state_tuple(py, state).map(Some),
@@ -252,40 +262,40 @@ impl BlkDataPath {
     }
 
     fn queue_running(&self, index: u32) -> PyResult<bool> {
-        Ok(self.0.get()?.queue_running(index))
+        Ok(self.path()?.queue_running(index))
     }
 
     fn set_callfd(&self, py: Python<'_>, index: u32, fd: c_int) -> PyResult<()> {
-        let path = self.0.get()?;
+        let path = self.path()?;
         let call = call(fd)?;
         py.detach(|| path.set_call(index, call))
             .map_err(start_error)
     }
 
     fn invalidate(&self, py: Python<'_>, start: u64, last: u64, timeout: f64) -> PyResult<bool> {
-        let path = self.0.get()?;
+        let path = self.path()?;
         let timeout = seconds(timeout)?;
         Ok(py.detach(|| path.invalidate(Iova(start), Iova(last), timeout)))
     }
 
     fn reset(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
-        let path = self.0.get()?;
+        let path = self.path()?;
         let timeout = seconds(timeout)?;
         Ok(py.detach(|| path.reset(timeout)))
     }
 
     fn set_capacity(&self, sectors: u64) -> PyResult<()> {
-        self.0.get()?.set_capacity(sectors);
+        self.path()?.set_capacity(sectors);
         Ok(())
     }
 
     #[getter]
     fn event_fd(&self) -> PyResult<c_int> {
-        Ok(self.0.get()?.event_fd().as_raw_fd())
+        Ok(self.path()?.event_fd().as_raw_fd())
     }
 
     fn events(&self) -> PyResult<Vec<(&'static str, u32, String)>> {
-        let events = self.0.get()?.events().into_iter();
+        let events = self.path()?.events().into_iter();
         Ok(events
             .map(|event| match event {
                 Event::Broken { queue, message } => ("broken", queue, message),
@@ -296,7 +306,7 @@ impl BlkDataPath {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (total, queues) = self.0.get()?.stats();
+        let (total, queues) = self.path()?.stats();
         let dict = PyDict::new(py);
         for (name, value) in total.items() {
             dict.set_item(name, value)?;
@@ -311,8 +321,15 @@ impl BlkDataPath {
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let path = self.0.get()?;
-        py.detach(|| path.close());
+        let path = self
+            .0
+            .get()?
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(path) = path {
+            py.detach(|| path.close());
+        }
         Ok(())
     }
 }

@@ -9,7 +9,6 @@ mod error;
 mod fd;
 mod fork;
 mod framework;
-mod home;
 mod load;
 
 /// The Rust half of vduse.
