@@ -31,8 +31,9 @@ impl Limits {
         indirect: bool,
         max_mapping: usize,
     ) -> Result<Limits, SetupError> {
+        // An indirect table is no longer than the queue either (virtio 1.3, section 2.7.5.3.1).
         let chain = match indirect {
-            true => DriverQueue::INDIRECT_SEGMENTS,
+            true => DriverQueue::INDIRECT_SEGMENTS.min(queue_size.into()),
             false => usize::from(queue_size),
         };
         let data_segments = chain.saturating_sub(FRAME).min(config.seg_max as usize);
@@ -106,6 +107,11 @@ mod tests {
         );
         assert_eq!(
             transfer(Limits::new(&config(4096, 300), 8, true, 1 << 20)),
+            6 * 4096,
+            "an indirect table is no longer than the queue"
+        );
+        assert_eq!(
+            transfer(Limits::new(&config(4096, 300), 128, true, 1 << 20)),
             14 * 4096
         );
         assert_eq!(
@@ -116,10 +122,12 @@ mod tests {
 
     #[test]
     fn what_can_never_hold_a_request_is_refused() {
-        assert_eq!(
-            Limits::new(&config(4096, 3), 2, false, 1 << 20),
-            Err(SetupError::QueueSize(2))
-        );
+        for indirect in [false, true] {
+            assert_eq!(
+                Limits::new(&config(4096, 3), 2, indirect, 1 << 20),
+                Err(SetupError::QueueSize(2))
+            );
+        }
         assert_eq!(
             Limits::new(&config(100, 5), 128, false, 1 << 20),
             Err(SetupError::Config("size_max", 100))

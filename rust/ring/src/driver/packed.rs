@@ -116,6 +116,7 @@ impl Packed {
         };
         self.ring.store16(at.offset() + DESC_FLAGS, flags, Release);
         let added = std::mem::take(&mut self.staged_slots);
+        self.slots.published();
         // The descriptors are visible before the device's wish is read (section 2.8.21.2).
         fence(SeqCst);
         wants_event(

@@ -15,6 +15,8 @@ pub(super) struct Slot {
     pub(super) room: u32,
     /// Ring descriptors taken; 0: not handed out.
     pub(super) count: u16,
+    /// The batch it was staged in.
+    batch: u32,
 }
 
 /// All requests of one queue, and how many descriptors are left.
@@ -22,6 +24,8 @@ pub(super) struct Slots {
     pub(super) slots: Vec<Slot>,
     pub(super) free: u16,
     pub(super) in_flight: u16,
+    /// Counts publishes: what is staged now has this number.
+    batch: u32,
     indirect: bool,
 }
 
@@ -31,6 +35,7 @@ impl Slots {
             slots: vec![Slot::default(); size.into()],
             free: size,
             in_flight: 0,
+            batch: 0,
             indirect,
         }
     }
@@ -60,7 +65,7 @@ impl Slots {
         self.indirect && segments > 1 && segments <= DriverQueue::INDIRECT_SEGMENTS
     }
 
-    /// Hands out slot `index`.
+    /// Hands out slot `index`, to be used once the batch is published.
     #[inline]
     pub(super) fn hand_out(&mut self, index: u16, count: u16, writable: &[Segment], token: u32) {
         let room: u64 = writable.iter().map(|segment| u64::from(segment.len)).sum();
@@ -68,18 +73,26 @@ impl Slots {
             token,
             room: u32::try_from(room).unwrap_or(u32::MAX),
             count,
+            batch: self.batch,
         };
         self.free -= count;
         self.in_flight += 1;
     }
 
-    /// Takes back the request that the device says it used, after checking its claim.
+    /// All that is staged is available to the device from now on.
+    #[inline]
+    pub(super) fn published(&mut self) {
+        self.batch = self.batch.wrapping_add(1);
+    }
+
+    /// Takes back the request that the device says it used, after checking its claim: one that
+    /// is only staged it cannot have used.
     #[inline]
     pub(super) fn take_back(&mut self, id: u32, written: u32) -> Result<Slot, DriverError> {
         let slot = usize::try_from(id)
             .ok()
             .and_then(|index| self.slots.get_mut(index))
-            .filter(|slot| slot.count > 0)
+            .filter(|slot| slot.count > 0 && slot.batch != self.batch)
             .ok_or(DriverError::UnknownId(id))?;
         if written > slot.room {
             return Err(DriverError::Length {

@@ -114,6 +114,7 @@ impl Split {
         self.avail.store16(RING_IDX, new, Release);
         self.avail_idx = new;
         self.staged = 0;
+        self.slots.published();
         // avail.idx is visible before the device's wish is read (section 2.7.13.4).
         fence(SeqCst);
         if self.event_idx {

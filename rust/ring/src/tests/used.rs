@@ -84,6 +84,50 @@ fn split_used_twice() {
     refused(driver, DriverError::UnknownId(2));
 }
 
+/// A request that is staged was not handed out yet: the device cannot have used it, not even
+/// in the place of one that was.
+#[test]
+fn staged_id_used() {
+    for packed in [false, true] {
+        let memory = ring(packed);
+        let mut driver = one_in_flight(&memory);
+        driver.add(&[segment(0x1000, 4)], &[], 8).unwrap();
+        let id: u16 = if packed { 1 } else { 2 };
+        if packed {
+            use_packed(&memory, 0, id, 0);
+        } else {
+            use_split(&memory, 0, id.into(), 0);
+        }
+        let error = DriverError::UnknownId(id.into());
+        assert_eq!(driver.pop_used(), Err(error));
+        assert_eq!(driver.outstanding().len(), 2);
+    }
+}
+
+/// However often the device "uses" what was never published, nothing overflows.
+#[test]
+fn packed_used_before_published() {
+    let memory = Memory::new(Layout {
+        size: 32768,
+        packed: true,
+        event_idx: false,
+        indirect: false,
+    });
+    let mut driver = memory.driver();
+    for slot in 0..2 * 32768 {
+        let wrap = slot < 32768;
+        if driver.add(&[], &[segment(0x1000, 4)], 7).is_err() {
+            break;
+        }
+        let flags = if wrap { DESC_F_AVAIL | DESC_F_USED } else { 0 };
+        memory.poke(DESC, 16 * (slot % 32768) + 14, &flags.to_le_bytes());
+        if driver.pop_used().is_err() {
+            return;
+        }
+    }
+    panic!("the device used requests that were never published");
+}
+
 #[test]
 fn more_written_than_there_is_room() {
     let error = DriverError::Length {
