@@ -173,7 +173,7 @@ class Framework:
             return
         self._closed = True
         for device in self.devices.values():
-            device.messages.break_device("the framework was closed")
+            device.messages.break_device("the framework was closed", logging.DEBUG)
         self._bus.close()
         self._shrinker.close()
         self._service.close()

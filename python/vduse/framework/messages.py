@@ -106,14 +106,14 @@ class MessageQueue:
             self._unread.extendleft(reversed(self._unanswered.values()))
             self._unanswered.clear()
 
-    def break_device(self, reason: str) -> None:
-        """Fails every message, now and for good."""
+    def break_device(self, reason: str, level: int = logging.ERROR) -> None:
+        """Fails every message, now and for good; logged at ``level``."""
         with self._lock:
             if self._broken is not None:
                 return
             self._broken = reason
             self._fail_all()
-        log.error("device %s is broken: %s", self._device, reason)
+        log.log(level, "device %s is broken: %s", self._device, reason)
         self.on_broken()
 
     def poll(self) -> int:
