@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,15 +30,16 @@ def find_program(name: str) -> str | None:
 
 
 def _psi() -> bool:
+    path = Path("/proc/pressure/memory")
     try:
-        return bool(Path("/proc/pressure/memory").read_text())
+        return bool(path.read_text()) and os.access(path, os.W_OK)
     except OSError:
         return False
 
 
 MEANS: dict[str, Means] = {
     **{name: _program(name) for name in ("mke2fs", "e2fsck", "debugfs", "qemu-img", "qemu-io")},
-    "psi": Means(_psi, "a kernel with CONFIG_PSI (boot with psi=1)"),
+    "psi": Means(_psi, "a kernel with CONFIG_PSI (boot with psi=1), /proc writable"),
 }
 
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -88,8 +89,32 @@ def _tcp_pair() -> tuple[socket.socket, socket.socket]:
     return receiver, sender
 
 
-def test_the_real_source_opens_or_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.needs("psi")
+def test_the_kernel_takes_our_psi_trigger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     made = Shrinker(list)
-    assert made.stats().source in ("psi", "memory.events", "none")
+    assert made.stats().source == "psi"
+    made.close()
+
+
+def test_without_psi_and_cgroup_there_is_no_source(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(shrinker, "_PSI_TRIGGER", b"nonsense")
+    monkeypatch.setattr(shrinker, "_own_cgroup", lambda: tmp_path)
+    made = Shrinker(list)
+    assert made.stats().source == "none"
+    made.close()
+
+
+def test_the_cgroups_memory_events_stand_in_for_psi(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(shrinker, "_PSI_TRIGGER", b"nonsense")
+    monkeypatch.setattr(shrinker, "_own_cgroup", lambda: tmp_path)
+    (tmp_path / "memory.events").write_text("high 0\n")
+    made = Shrinker(list)
+    assert made.stats().source == "memory.events"
     made.close()

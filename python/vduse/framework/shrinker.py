@@ -19,7 +19,8 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 #: Half of a percent of two seconds stalled; unprivileged triggers need windows of 2 s multiples.
-_PSI_TRIGGER = b"some 10000 2000000"
+#: With its NUL: the kernel overwrites the last byte with one.
+_PSI_TRIGGER = b"some 10000 2000000\0"
 
 
 class Reclaimable(Protocol):
@@ -132,6 +133,8 @@ def _open_source() -> tuple[str, int]:
 def _own_cgroup() -> Path:
     """Our directory of the unified hierarchy."""
     root = Path("/sys/fs/cgroup")
+    if not (root / "cgroup.controllers").exists():  # beside the old hierarchies
+        root /= "unified"
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             if line.startswith("0::"):
