@@ -2,6 +2,7 @@
 
 use crate::Perm;
 use crate::sigbus::Guard;
+use rustix::fs::fstatfs;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
@@ -19,6 +20,8 @@ pub struct Region {
     len: usize,
     /// Bytes mapped before `ptr`, down to the page's start.
     lead: usize,
+    /// Bytes mapped, whole pages.
+    whole: usize,
     /// Dropped by hand, before the memory is unmapped.
     guard: ManuallyDrop<Guard>,
 }
@@ -37,9 +40,11 @@ impl Region {
     /// `EINVAL` for no bytes or more than an object may have, otherwise mmap's; `ENOMEM`
     /// also when the process has more regions than the guard's table holds.
     pub fn map(fd: BorrowedFd<'_>, offset: u64, len: usize, perm: Perm) -> io::Result<Arc<Region>> {
-        let lead = (offset % rustix::param::page_size() as u64) as usize;
+        let page = page_size(fd)?;
+        let lead = (offset % page as u64) as usize;
         let whole = len
             .checked_add(lead)
+            .and_then(|bytes| bytes.checked_next_multiple_of(page))
             .filter(|&whole| len > 0 && whole <= isize::MAX as usize)
             .ok_or(Errno::INVAL)?;
         let protection = match perm {
@@ -53,7 +58,9 @@ impl Region {
                 ptr::null_mut(),
                 whole,
                 protection,
-                MapFlags::SHARED,
+                // Huge pages are reserved by whose file it is, or not at all: one that is
+                // missing then is missing like any other.
+                MapFlags::SHARED | MapFlags::NORESERVE,
                 fd,
                 offset - lead as u64,
             )
@@ -73,6 +80,7 @@ impl Region {
             ptr,
             len,
             lead,
+            whole,
             guard,
         }))
     }
@@ -106,11 +114,16 @@ impl Drop for Region {
         // SAFETY: exactly the range `map` mapped. Nobody has it any more: every piece's
         // holder keeps this region alive. Failing (ENOMEM by splitting) is impossible for a
         // whole mapping, and there is nobody to tell.
-        let _ = unsafe {
-            munmap(
-                self.ptr.as_ptr().sub(self.lead).cast(),
-                self.len + self.lead,
-            )
-        };
+        let _ = unsafe { munmap(self.ptr.as_ptr().sub(self.lead).cast(), self.whole) };
     }
+}
+
+/// Bytes of a page of the file: only whole ones can be mapped, replaced and unmapped.
+fn page_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let file_system = fstatfs(fd)?;
+    if file_system.f_type == libc::HUGETLBFS_MAGIC {
+        let size = usize::try_from(file_system.f_bsize).ok();
+        return Ok(size.filter(|&size| size > 0).ok_or(Errno::INVAL)?);
+    }
+    Ok(rustix::param::page_size())
 }
