@@ -13,7 +13,7 @@ mod units;
 mod view;
 
 pub use iotlb::{Entry, Fault, Iotlb, Resolver};
-pub use piece::{Piece, Pieces, Pinned, Word, Words};
+pub use piece::{Piece, Pieces, Pinned};
 pub use region::Region;
 pub use units::{Access, Iova, Perm};
 pub use view::{Pin, View};

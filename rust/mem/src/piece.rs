@@ -1,19 +1,15 @@
-//! Host memory shared with the other side, and the only ways to touch it.
+//! Host memory shared with the other side, and how its bytes are copied.
 //!
-//! Bulk copies are memcpy behind a compiler fence. Crate `vm-memory` is not used: its
+//! Copies are memcpy behind a compiler fence. Crate `vm-memory` is not used: its
 //! `VolatileSlice` copies more than eight bytes with a plain memcpy too, which the optimiser
 //! may forward to a later copy, reading what was checked a second time; the fence forbids
-//! that. Single words are relaxed atomics: read exactly once, never torn.
+//! that.
 
 use crate::Region;
 use smallvec::SmallVec;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{
-    AtomicU16, AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release, SeqCst},
-    compiler_fence,
-};
+use std::sync::atomic::{Ordering::SeqCst, compiler_fence};
 
 /// One contiguous piece of host memory, shared with the other side: never form a Rust
 /// reference to its bytes. Valid while a [`Pin`](crate::Pin) taken after the translation lives.
@@ -71,26 +67,6 @@ impl Piece {
         // SAFETY: `len` fits both; the pin keeps the piece mapped; own memory is not shared.
         unsafe { copy(data.as_ptr(), self.ptr.as_ptr(), len) };
         len
-    }
-
-    /// Copies the whole piece to `target`.
-    ///
-    /// # Safety
-    /// As [`Piece::read_into`]; `target` is valid for writes of `len` bytes outside the piece.
-    #[inline]
-    pub unsafe fn read_to(&self, target: *mut u8) {
-        // SAFETY: the caller's promise.
-        unsafe { copy(self.ptr.as_ptr(), target, self.len) }
-    }
-
-    /// Fills the whole piece from `source`.
-    ///
-    /// # Safety
-    /// As [`Piece::write_from`]; `source` is valid for reads of `len` bytes outside the piece.
-    #[inline]
-    pub unsafe fn write_at(&self, source: *const u8) {
-        // SAFETY: the caller's promise.
-        unsafe { copy(source, self.ptr.as_ptr(), self.len) }
     }
 
     /// The part of `len` bytes at `offset`; `None` if it does not lie in the piece.
@@ -158,126 +134,5 @@ impl Pinned {
             len,
             region: self.region.clone(),
         })
-    }
-
-    /// `count` words from `offset` (bytes) on; `None` if they do not lie inside or are not
-    /// aligned to their size. The one check of a ring's set-up.
-    pub fn words<W: Word>(&self, offset: usize, count: usize) -> Option<Words<W>> {
-        let part = self.part(offset, count.checked_mul(size_of::<W>())?)?;
-        let first = part.ptr.cast::<W>();
-        first.is_aligned().then_some(Words {
-            first,
-            count,
-            _region: part.region,
-        })
-    }
-}
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-/// A word that memory loads and stores as a whole: u16, u32, u64, in native byte order
-/// (little-endian, as virtio 1.3 has it).
-pub trait Word: Copy + sealed::Sealed {
-    /// Loads, relaxed or acquiring.
-    ///
-    /// # Safety
-    /// `at` is aligned and valid for reads.
-    #[doc(hidden)]
-    unsafe fn load(at: *mut Self, acquire: bool) -> Self;
-    /// Stores, relaxed or releasing.
-    ///
-    /// # Safety
-    /// `at` is aligned and valid for writes.
-    #[doc(hidden)]
-    unsafe fn store(at: *mut Self, value: Self, release: bool);
-}
-
-macro_rules! word {
-    ($word:ty, $atomic:ty) => {
-        impl sealed::Sealed for $word {}
-        impl Word for $word {
-            #[inline(always)]
-            unsafe fn load(at: *mut Self, acquire: bool) -> Self {
-                let order = if acquire { Acquire } else { Relaxed };
-                // SAFETY: the caller's promise; shared memory is only touched atomically
-                // or by copies into private memory.
-                unsafe { <$atomic>::from_ptr(at) }.load(order)
-            }
-            #[inline(always)]
-            unsafe fn store(at: *mut Self, value: Self, release: bool) {
-                let order = if release { Release } else { Relaxed };
-                // SAFETY: as above.
-                unsafe { <$atomic>::from_ptr(at) }.store(value, order)
-            }
-        }
-    };
-}
-
-word!(u16, AtomicU16);
-word!(u32, AtomicU32);
-word!(u64, AtomicU64);
-
-/// An array of words in shared memory. Loads and stores never tear and happen once; the
-/// index is checked, since it is the one thing that may be wrong after set-up.
-///
-/// Loading needs memory that was translated for [`Access::Read`](crate::Access::Read),
-/// storing for [`Access::Write`](crate::Access::Write): the wrong one faults.
-#[derive(Clone, Debug)]
-pub struct Words<W> {
-    first: NonNull<W>,
-    count: usize,
-    _region: Arc<Region>,
-}
-
-// SAFETY: an address kept mapped by the Arc; the words are only touched atomically.
-unsafe impl<W: Word> Send for Words<W> {}
-// SAFETY: as above.
-unsafe impl<W: Word> Sync for Words<W> {}
-
-impl<W: Word> Words<W> {
-    /// Words.
-    #[inline]
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
-    /// # Panics
-    /// If there is no word `index`: callers check or mask what the other side says.
-    #[inline(always)]
-    fn at(&self, index: usize) -> *mut W {
-        assert!(index < self.count, "word {index} of {}", self.count);
-        // SAFETY: within the `count` words that set-up found inside the region.
-        unsafe { self.first.add(index) }.as_ptr()
-    }
-
-    /// Word `index`, relaxed.
-    #[inline(always)]
-    pub fn load(&self, index: usize) -> W {
-        // SAFETY: `at` is checked, aligned since set-up, mapped by the Arc.
-        unsafe { W::load(self.at(index), false) }
-    }
-
-    /// Word `index`; what its writer stored before it is visible after.
-    #[inline(always)]
-    pub fn load_acquire(&self, index: usize) -> W {
-        // SAFETY: as above.
-        unsafe { W::load(self.at(index), true) }
-    }
-
-    /// Sets word `index`, relaxed.
-    #[inline(always)]
-    pub fn store(&self, index: usize, value: W) {
-        // SAFETY: as above.
-        unsafe { W::store(self.at(index), value, false) }
-    }
-
-    /// Sets word `index`; what was stored before it is visible to who acquires it.
-    #[inline(always)]
-    pub fn store_release(&self, index: usize, value: W) {
-        // SAFETY: as above.
-        unsafe { W::store(self.at(index), value, true) }
     }
 }

@@ -29,15 +29,13 @@ fn a_region_of_no_bytes_or_too_many_is_refused() {
 }
 
 #[test]
-fn words_are_checked_at_set_up() {
+fn a_part_lies_inside_or_is_refused() {
     let all = Pinned::whole(region());
-    assert_eq!(all.words::<u64>(0, LEN / 8).unwrap().len(), LEN / 8);
-    assert!(all.words::<u16>(LEN, 0).is_some());
-    assert!(all.words::<u64>(0, LEN / 8 + 1).is_none());
-    assert!(all.words::<u64>(8, LEN / 8).is_none());
-    assert!(all.words::<u32>(2, 1).is_none(), "unaligned");
-    assert!(all.words::<u64>(8, usize::MAX).is_none());
-    assert!(all.words::<u16>(usize::MAX, 1).is_none());
+    assert_eq!(all.part(8, LEN - 8).unwrap().len, LEN - 8);
+    for (offset, len) in [(0, LEN + 1), (LEN, 1), (8, usize::MAX), (usize::MAX, 1)] {
+        assert!(all.part(offset, len).is_none(), "{len} at {offset}");
+        assert!(all.piece().part(offset, len).is_none(), "{len} at {offset}");
+    }
 }
 
 #[test]
@@ -49,46 +47,28 @@ fn a_pinned_that_does_not_lie_in_its_region_gives_nothing() {
         len,
         region: other.region.clone(),
     };
-    assert!(foreign.part(0, 1).is_none() && foreign.words::<u16>(0, 1).is_none());
+    assert!(foreign.part(0, 1).is_none());
     let longer = Pinned {
         len: 2 * LEN,
         ..other
     };
-    assert!(longer.words::<u16>(0, LEN / 2).is_some());
-    assert!(longer.part(LEN, 1).is_none() && longer.words::<u16>(LEN, 1).is_none());
+    assert!(longer.part(0, LEN).is_some());
+    assert!(longer.part(LEN, 1).is_none());
 }
 
 #[test]
-#[should_panic(expected = "word 4 of 4")]
-fn an_index_past_the_words_panics() {
-    let words = Pinned::whole(region()).words::<u16>(0, 4).unwrap();
-    words.load(4);
-}
-
-#[test]
-fn words_and_copies_see_the_same_bytes() {
+fn copies_end_where_piece_or_buffer_ends() {
     let all = Pinned::whole(region());
     let piece = all.piece().part(8, 16).unwrap();
-    assert!(all.piece().part(LEN - 1, 2).is_none());
     // SAFETY: `all` keeps the memory mapped, readable and writable.
     unsafe {
         assert_eq!(piece.write_from(b"0123456789abcdefghij"), 16);
         let mut back = [0; 4];
         assert_eq!(piece.read_into(&mut back), 4);
         assert_eq!(&back, b"0123");
-        let mut whole = [0_u8; 16];
-        piece.read_to(whole.as_mut_ptr());
-        assert_eq!(&whole, b"0123456789abcdef");
+        assert_eq!(piece.part(12, 4).unwrap().write_from(b"##"), 2);
+        let mut text = [0; 25];
+        assert_eq!(all.piece().read_into(&mut text), 25);
+        assert_eq!(&text, b"\0\0\0\0\0\0\0\x000123456789ab##ef\0");
     }
-    let words = all.words::<u32>(8, 4).unwrap();
-    assert_eq!(words.load_acquire(1), u32::from_ne_bytes(*b"4567"));
-    words.store(1, u32::from_ne_bytes(*b"wxyz"));
-    let source = [b'#'; 16];
-    let mut text = [0; 24];
-    // SAFETY: as above.
-    unsafe {
-        piece.part(12, 4).unwrap().write_at(source.as_ptr());
-        all.piece().read_into(&mut text);
-    }
-    assert_eq!(&text, b"\0\0\0\0\0\0\0\x000123wxyz89ab####");
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
-use vduse_mem::{Perm, Pinned, Region};
+use vduse_mem::{Perm, Piece, Pinned, Region};
 
 const PAGE: usize = 4096;
 
@@ -15,9 +15,23 @@ fn memfd(bytes: usize) -> OwnedFd {
     fd
 }
 
+fn piece(region: &Arc<Region>, offset: usize) -> Piece {
+    Pinned::whole(region.clone())
+        .piece()
+        .part(offset, 8)
+        .unwrap()
+}
+
 fn load(region: &Arc<Region>, offset: usize) -> u64 {
-    let words = Pinned::whole(region.clone()).words::<u64>(offset, 1);
-    words.unwrap().load(0)
+    let mut bytes = [0; 8];
+    // SAFETY: `region` is alive and readable.
+    unsafe { piece(region, offset).read_into(&mut bytes) };
+    u64::from_ne_bytes(bytes)
+}
+
+fn store(region: &Arc<Region>, offset: usize, value: u64) {
+    // SAFETY: `region` is alive; the tests store where it is writable.
+    unsafe { piece(region, offset).write_from(&value.to_ne_bytes()) };
 }
 
 #[test]
@@ -26,10 +40,7 @@ fn truncated_region_is_poisoned_and_others_are_not() {
     let whole = Region::map(lost.as_fd(), 0, 4 * PAGE, Perm::Rw).unwrap();
     let twin = Region::map(lost.as_fd(), 0, PAGE, Perm::Ro).unwrap();
     let other = Region::map(kept.as_fd(), 0, PAGE, Perm::Rw).unwrap();
-    Pinned::whole(other.clone())
-        .words::<u64>(8, 1)
-        .unwrap()
-        .store(0, 7);
+    store(&other, 8, 7);
     assert!(!whole.is_poisoned());
 
     ftruncate(&lost, PAGE as u64).unwrap();
@@ -40,10 +51,7 @@ fn truncated_region_is_poisoned_and_others_are_not() {
     assert_eq!(load(&other, 8), 7);
 
     // The whole region is anonymous now: nothing is shared, nothing faults any more.
-    Pinned::whole(whole.clone())
-        .words::<u64>(0, 1)
-        .unwrap()
-        .store(0, 9);
+    store(&whole, 0, 9);
     assert_eq!(load(&twin, 0), 0);
     assert_eq!(load(&whole, 3 * PAGE), 0);
 }
