@@ -103,6 +103,8 @@ class VqLine:
     def __new__(cls) -> Self: ...
     def set_kickfd(self, fd: int) -> None:
         """Takes a dup of an eventfd; -1 deassigns. OSError EBADF/EINVAL for no eventfd."""
+    def set_ready(self, ready: bool) -> None:
+        """Kicks are dropped while the virtqueue is not ready. A new line is ready."""
     def kick(self) -> None:
         """Signals the kick eventfd; without one, remembers it in ``kicked``."""
     @property
@@ -118,6 +120,20 @@ class VqLine:
         """Signals the call fd: never blocks, never runs anything on this stack."""
     def stats(self) -> dict[str, int]:
         """``kicks`` and ``irqs`` (those injected here)."""
+
+@final
+class KickRelay:
+    """Kick eventfds of drivers in other hands: every signal becomes a kick of a line, on one
+    thread for all of them, without the GIL. The eventfds are never read."""
+
+    def __new__(cls) -> Self: ...
+    def watch(self, fd: int, line: VqLine) -> int:
+        """Takes a dup of ``fd``; what to call :meth:`unwatch` with. A signal from before
+        counts. OSError EBADF, EINVAL (a file that cannot be watched)."""
+    def unwatch(self, watch: int) -> None:
+        """Ends a watch. A kick that is under way may still arrive."""
+    def close(self) -> None:
+        """Ends the thread and all watches; ValueError from then on."""
 
 @final
 class BlkDriver:

@@ -82,23 +82,3 @@ def test_close_closes_every_endpoint_and_takes_no_more() -> None:
     service.close()
     assert endpoint.closed.is_set()
     service.run(lambda: pytest.fail("ran"))
-
-
-def test_a_kick_that_fails_is_logged_and_the_next_arrives(
-    service: Service, caplog: pytest.LogCaptureFixture
-) -> None:
-    fd = os.eventfd(0)
-    kicked = threading.Semaphore(0)
-
-    def kick() -> None:
-        kicked.release()
-        raise OSError("no device")
-
-    with caplog.at_level(logging.WARNING, "vduse"):
-        unwatch = service.watch(fd, kick)
-        for _ in range(3):
-            os.eventfd_write(fd, 1)
-            assert kicked.acquire(timeout=30)
-        unwatch()
-        unwatch()
-    os.close(fd)

@@ -8,9 +8,10 @@ import logging
 import threading
 from typing import Protocol
 
+from vduse import _native
 from vduse.bus.disk import Disk
 from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, NoDriver
-from vduse.bus.vdpa import KickWatcher, VdpaDevice
+from vduse.bus.vdpa import VdpaDevice
 from vduse.bus.vhost_vdpa import VhostVdpa
 from vduse.bus.virtio_vdpa import VirtioVdpa
 
@@ -46,7 +47,7 @@ class Bus:
     #: Names of the drivers, as below /sys/bus/vdpa/drivers.
     DRIVERS = ("virtio_vdpa", "vhost_vdpa")
 
-    def __init__(self, kicks: KickWatcher) -> None:
+    def __init__(self, kicks: _native.KickRelay) -> None:
         self._kicks = kicks
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}

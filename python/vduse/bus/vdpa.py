@@ -102,14 +102,6 @@ class VdpaDevice(Protocol):
         """Drops what set_map made, after a reset: no message."""
 
 
-class KickWatcher(Protocol):
-    """Watches eventfds of drivers in other hands."""
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> Callable[[], None]:
-        """``callback`` runs on a thread of the framework at every signal; it must not wait.
-        Takes a dup. Call what is returned to end it. OSError EBADF, EINVAL."""
-
-
 def reset_quietly(vdpa: VdpaDevice) -> None:
     """A reset on the way out: what the device makes of it changes nothing."""
     try:

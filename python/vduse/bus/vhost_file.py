@@ -8,9 +8,10 @@ import os
 import threading
 from collections.abc import Callable
 
+from vduse import _native
 from vduse.bus.errors import DeviceRefused
 from vduse.bus.iotlb import Iotlb, Mapping, SharedFile
-from vduse.bus.vdpa import KickWatcher, VdpaDevice
+from vduse.bus.vdpa import VdpaDevice
 from vduse.control.features import Feature, Status
 
 # linux/vhost_types.h: VHOST_BACKEND_F_IOTLB_MSG_V2, _BATCH, _ASID are bits 1 to 3.
@@ -28,7 +29,9 @@ class VhostVdpaFile:
     """Implements :class:`vduse.bus.driver.Driver`. Thread-safe; calls are served one at a time,
     and those that reach the device wait for it. After :meth:`close`: OSError EBADF."""
 
-    def __init__(self, vdpa: VdpaDevice, kicks: KickWatcher, closed: Callable[[], None]) -> None:
+    def __init__(
+        self, vdpa: VdpaDevice, kicks: _native.KickRelay, closed: Callable[[], None]
+    ) -> None:
         """For :meth:`VhostVdpa.open`; ``closed`` resets the device."""
         self._device: VdpaDevice | None = vdpa
         self._kicks = kicks
@@ -36,7 +39,8 @@ class VhostVdpaFile:
         self._lock = threading.RLock()
         self._iotlb = Iotlb()
         self._in_batch = False
-        self._unwatch: dict[int, Callable[[], None]] = {}
+        #: Watches of the kick relay, by queue.
+        self._watches: dict[int, int] = {}
         self._config_call: SharedFile | None = None
 
     # --- device -----------------------------------------------------------------------------
@@ -167,14 +171,13 @@ class VhostVdpaFile:
 
     def set_vring_kick(self, index: int, fd: int) -> None:
         """OSError EBADF, EINVAL."""
-        vdpa = self._vdpa
-        self._check_index(index)
+        line = self._vdpa.vq_line(self._check_index(index))
         with self._lock:
-            unwatch = self._unwatch.pop(index, None)
-            if unwatch is not None:
-                unwatch()
+            watch = self._watches.pop(index, None)
+            if watch is not None:
+                self._kicks.unwatch(watch)
             if fd >= 0:
-                self._unwatch[index] = self._kicks.watch(fd, lambda: vdpa.kick_vq(index))
+                self._watches[index] = self._kicks.watch(fd, line)
 
     def set_vring_call(self, index: int, fd: int) -> None:
         """OSError EBADF, EINVAL. A reset takes it away."""
@@ -232,9 +235,9 @@ class VhostVdpaFile:
         with self._lock:
             if self._device is None:
                 return
-            for unwatch in self._unwatch.values():
-                unwatch()
-            self._unwatch.clear()
+            for watch in self._watches.values():
+                self._kicks.unwatch(watch)
+            self._watches.clear()
             self._iotlb.remove(0, _U64_MAX)
             self._device = None
             self._on_closed()

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import threading
 
+from vduse import _native
 from vduse.bus.errors import DeviceBusy, NoDriver
-from vduse.bus.vdpa import KickWatcher, VdpaDevice, reset_quietly
+from vduse.bus.vdpa import VdpaDevice, reset_quietly
 from vduse.bus.vhost_file import VhostVdpaFile
 
 
 class VhostVdpa:
     """A device bound to vhost_vdpa: one user at a time may open it."""
 
-    def __init__(self, vdpa: VdpaDevice, kicks: KickWatcher) -> None:
+    def __init__(self, vdpa: VdpaDevice, kicks: _native.KickRelay) -> None:
         self._vdpa = vdpa
         self._kicks = kicks
         self._lock = threading.Lock()

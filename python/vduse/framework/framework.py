@@ -1,7 +1,8 @@
 """The embedded framework: the kernel's part of VDUSE, in this process.
 
 Threads: the *service thread* answers device programs, the *work thread* runs what config
-interrupts start, the *shrinker* reclaims bounce pages. Bus operations (``dev_add``, ``bind``,
+interrupts start, the *shrinker* reclaims bounce pages, the *kick relay* (in Rust) turns kick
+eventfds of vhost_vdpa users into kicks. Bus operations (``dev_add``, ``bind``,
 resets) run on their caller's thread and wait there for the device.
 
 Locks, in the order in which they may be taken; only the first is held while waiting for a
@@ -23,6 +24,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from vduse import _native
 from vduse.bus.bus import Bus
 from vduse.bus.disk import Disk
 from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, VdpaError
@@ -68,7 +70,8 @@ class Framework:
         self._closed = False
         self._work = WorkQueue("vduse-work")
         self._service = Service("vduse-service")
-        self._bus = Bus(self._service)
+        self._kicks = _native.KickRelay()
+        self._bus = Bus(self._kicks)
         self._shrinker = Shrinker(self._reclaimable)
 
     def __enter__(self) -> Self:
@@ -175,6 +178,7 @@ class Framework:
         for device in self.devices.values():
             device.messages.break_device("the framework was closed", logging.DEBUG)
         self._bus.close()
+        self._kicks.close()
         self._shrinker.close()
         self._service.close()
         self._work.close()

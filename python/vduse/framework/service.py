@@ -1,12 +1,10 @@
 """The framework's service thread: carries every control, call and message socket of one
-framework, and watches drivers' kick eventfds. It never waits for a device or a driver."""
+framework. It never waits for a device or a driver."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import select
 import selectors
 import threading
 from collections import deque
@@ -37,8 +35,6 @@ class Service:
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self._kicks = KickEpoll()
-        self._selector.register(self._kicks, selectors.EVENT_READ)
         self._lock = threading.Lock()
         self._commands: deque[Callable[[], None]] = deque()
         self._endpoints: dict[int, Endpoint] = {}
@@ -65,10 +61,6 @@ class Service:
                 return
             self._commands.append(command)
             os.eventfd_write(self._wake, 1)
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> Callable[[], None]:
-        """See :class:`vduse.bus.vdpa.KickWatcher`."""
-        return self._kicks.watch(fd, callback)
 
     def close(self) -> None:
         """Closes every endpoint and ends the thread."""
@@ -106,9 +98,7 @@ class Service:
     def _serve(self) -> None:
         while not self._closing:
             for key, _ in self._selector.select():
-                if key.fileobj is self._kicks:
-                    self._kicks.run()
-                elif key.data is None:
+                if key.data is None:
                     os.eventfd_read(self._wake)
                     self._run_commands()
                 else:
@@ -116,7 +106,6 @@ class Service:
         for endpoint in list(self._endpoints.values()):
             self._unregister(endpoint)
         self._selector.close()
-        self._kicks.close()
         with self._lock:
             self._commands.clear()
             os.close(self._wake)
@@ -133,64 +122,3 @@ class Service:
 def _events(endpoint: Endpoint) -> int:
     write = selectors.EVENT_WRITE if endpoint.wants_write else 0
     return selectors.EVENT_READ | write
-
-
-class KickEpoll:
-    """Kick eventfds, edge-triggered and never read: as the kernel's vhost does, so that neither
-    another reader nor a blocking eventfd can hold the thread up."""
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._lock = threading.Lock()
-        self._callbacks: dict[int, Callable[[], None]] = {}
-
-    def fileno(self) -> int:
-        """Readable when a watched eventfd was signalled."""
-        return self._epoll.fileno()
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` at every signal until what is returned is called. OSError EBADF,
-        EINVAL (a file that cannot be watched)."""
-        own = os.dup(fd)
-        with self._lock:
-            self._callbacks[own] = callback
-        try:
-            self._epoll.register(own, select.EPOLLIN | select.EPOLLET)
-        except PermissionError as error:  # a plain file
-            self._forget(own)
-            raise OSError(errno.EINVAL, "a kick fd must be an eventfd") from error
-        except BaseException:
-            self._forget(own)
-            raise
-        return lambda: self._unwatch(own, callback)
-
-    def run(self) -> None:
-        """Calls back for every eventfd signalled since the last time."""
-        for fd, _ in self._epoll.poll(0):
-            with self._lock:
-                callback = self._callbacks.get(fd)
-            if callback is not None:
-                try:
-                    callback()
-                except OSError as error:
-                    log.warning("a kick was lost: %s", error)
-
-    def close(self) -> None:
-        """Watches nothing any more."""
-        with self._lock:
-            for fd in self._callbacks:
-                os.close(fd)
-            self._callbacks.clear()
-            self._epoll.close()
-
-    def _unwatch(self, fd: int, callback: Callable[[], None]) -> None:
-        with self._lock:
-            if self._callbacks.get(fd) is callback and not self._epoll.closed:
-                del self._callbacks[fd]
-                self._epoll.unregister(fd)
-                os.close(fd)
-
-    def _forget(self, fd: int) -> None:
-        with self._lock:
-            del self._callbacks[fd]
-            os.close(fd)

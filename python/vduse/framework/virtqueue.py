@@ -17,6 +17,16 @@ class Virtqueue:
         self.line = _native.VqLine()
         self.clear()
 
+    @property
+    def ready(self) -> bool:
+        """Enabled by the driver. The line drops kicks while it is not."""
+        return self._ready
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._ready = ready
+        self.line.set_ready(ready)
+
     def clear(self) -> None:
         """As after a reset."""
         self.ready = False
@@ -42,5 +52,4 @@ class Virtqueue:
 
     def kick(self) -> None:
         """The driver's kick; nothing while the queue is not ready."""
-        if self.ready:
-            self.line.kick()
+        self.line.kick()

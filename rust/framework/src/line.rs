@@ -22,6 +22,7 @@ pub struct LineStats {
 /// The framework's end of one virtqueue's kick and irq.
 #[derive(Debug)]
 pub struct VqLine {
+    ready: AtomicBool,
     kick: RwLock<Option<OwnedFd>>,
     kicked: AtomicBool,
     own_call: OwnedFd,
@@ -31,9 +32,10 @@ pub struct VqLine {
 }
 
 impl VqLine {
-    /// A line without kick eventfd, whose irqs signal an eventfd of its own.
+    /// A ready line without kick eventfd, whose irqs signal an eventfd of its own.
     pub fn new() -> Result<VqLine, Errno> {
         Ok(VqLine {
+            ready: AtomicBool::new(true),
             kick: RwLock::new(None),
             kicked: AtomicBool::new(false),
             own_call: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -56,8 +58,16 @@ impl VqLine {
         Ok(())
     }
 
-    /// Signals the kick eventfd; without one, remembers the kick.
+    /// Whether kicks count: not while the virtqueue is not enabled.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Signals the kick eventfd; without one, remembers the kick. Nothing while not ready.
     pub fn kick(&self) {
+        if !self.ready.load(Ordering::Acquire) {
+            return;
+        }
         self.kicks.fetch_add(1, Ordering::Relaxed);
         let kick = self.kick.read().unwrap_or_else(PoisonError::into_inner);
         match &*kick {
@@ -189,6 +199,22 @@ mod tests {
         line.set_kickfd(None).unwrap();
         line.kick();
         assert_eq!((count(&fd), line.kicked()), (0, true));
+    }
+
+    #[test]
+    fn a_kick_of_a_queue_not_ready_is_nothing() {
+        let (line, fd) = (VqLine::new().unwrap(), event());
+        line.set_ready(false);
+        line.kick();
+        line.set_kickfd(Some(fd.as_fd())).unwrap();
+        line.kick();
+        assert_eq!(
+            (count(&fd), line.kicked(), line.stats().kicks),
+            (0, false, 0)
+        );
+        line.set_ready(true);
+        line.kick();
+        assert_eq!(count(&fd), 1);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vduse_framework::blk::{self, Request, Sectors, SetupError};
 use vduse_framework::{Dma, DmaError};
@@ -195,6 +195,11 @@ impl VqLine {
             .map_err(error::errno)
     }
 
+    fn set_ready(&self, ready: bool) -> PyResult<()> {
+        self.shared()?.set_ready(ready);
+        Ok(())
+    }
+
     fn kick(&self) -> PyResult<()> {
         self.shared()?.kick();
         Ok(())
@@ -233,6 +238,46 @@ impl VqLine {
             ("kicks", stats.kicks),
             ("irqs", stats.irqs),
         ]))
+    }
+}
+
+/// Kick eventfds of drivers in other hands; see `_native.pyi`.
+#[pyclass(frozen, module = "vduse._native")]
+pub struct KickRelay(PerProcess<Mutex<Option<vduse_framework::KickRelay>>>);
+
+impl KickRelay {
+    fn with<T>(&self, f: impl FnOnce(&vduse_framework::KickRelay) -> PyResult<T>) -> PyResult<T> {
+        let relay = self.0.get()?;
+        let relay = relay.lock().unwrap_or_else(PoisonError::into_inner);
+        f(relay.as_ref().ok_or_else(|| error::closed("kick relay"))?)
+    }
+}
+
+#[pymethods]
+impl KickRelay {
+    #[new]
+    fn new() -> PyResult<KickRelay> {
+        let relay = vduse_framework::KickRelay::new().map_err(error::errno)?;
+        Ok(KickRelay(PerProcess::new(Mutex::new(Some(relay)))))
+    }
+
+    fn watch(&self, fd: c_int, line: &VqLine) -> PyResult<u64> {
+        let (fd, line) = (fd::dup(fd)?, line.shared()?.clone());
+        self.with(|relay| relay.watch(fd.as_fd(), line).map_err(error::errno))
+    }
+
+    fn unwatch(&self, watch: u64) -> PyResult<()> {
+        self.with(|relay| {
+            relay.unwatch(watch);
+            Ok(())
+        })
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let relay = self.0.get()?;
+        let ended = relay.lock().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| drop(ended));
+        Ok(())
     }
 }
 
@@ -435,5 +480,6 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Domain>()?;
     m.add_class::<Arena>()?;
     m.add_class::<VqLine>()?;
+    m.add_class::<KickRelay>()?;
     m.add_class::<BlkDriver>()
 }
