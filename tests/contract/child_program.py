@@ -1,0 +1,375 @@
+"""The same program in a process of its own: calls go over a socket, as pickles and fds.
+
+A call is ``(object, method, arguments)``, its answer the result or the exception. Connections are
+served by a thread each, so that one may wait for messages while another makes ioctls.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from operator import attrgetter
+from typing import Any
+
+from tests.contract.embedded_program import LocalMemory, LocalNode, LocalProgram
+from vduse import _native
+from vduse.channel.base import Channel, ControlPort
+from vduse.control.abi import (
+    DevConfig,
+    DevRequest,
+    DevResponse,
+    IotlbEntry,
+    IovaInfo,
+    IovaUmem,
+    VqInfo,
+)
+
+_MAX_PACKET = 1 << 17
+_NOBODY = 65534
+_ROOT = 0
+
+# Forked from a server that has imported everything and has no threads.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([__name__])
+
+
+@dataclass(frozen=True)
+class _Fd:
+    """An fd in a call or an answer; on the way, its place among the packet's fds."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A result that stays in the child, by number."""
+
+    number: int
+
+
+#: Results that are or contain fds.
+_FD_RESULTS: dict[str, Callable[[Any], Any]] = {
+    "channel.iotlb_get_fd": lambda result: (result[0], _Fd(result[1])),
+    "channel.vq_get_callfd": _Fd,
+    "channel.get_inflight_fd": _Fd,
+}
+
+
+def _send(sock: socket.socket, values: tuple[Any, ...]) -> list[int]:
+    """Sends; the fds that went along."""
+    fds = [value.number for value in values if isinstance(value, _Fd)]
+    places = iter(range(len(fds)))
+    values = tuple(_Fd(next(places)) if isinstance(value, _Fd) else value for value in values)
+    socket.send_fds(sock, [pickle.dumps(values)], fds)
+    return fds
+
+
+def _receive(sock: socket.socket) -> tuple[Any, ...] | None:
+    """None: the other end is gone. Fds come as numbers."""
+    data, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 4)
+    if not data:
+        return None
+    values: tuple[Any, ...] = pickle.loads(data)
+    return tuple(fds[value.number] if isinstance(value, _Fd) else value for value in values)
+
+
+# --- in the child --------------------------------------------------------------------------
+
+
+class _Server:
+    def __init__(self, program: LocalProgram) -> None:
+        self._kept: dict[int, Any] = {_ROOT: program}
+
+    def serve(self, sock: socket.socket) -> None:
+        """Until the other end is gone."""
+        with sock:
+            while (call := _receive(sock)) is not None:
+                target, method, *arguments = call
+                if method == "connect":
+                    self._connect(arguments[0])
+                    _send(sock, (True, None))
+                else:
+                    self._answer(sock, target, method, arguments)
+
+    def _connect(self, fd: int) -> None:
+        threading.Thread(target=self.serve, args=(socket.socket(fileno=fd),), daemon=True).start()
+
+    def _answer(self, sock: socket.socket, target: int, method: str, arguments: list[Any]) -> None:
+        try:
+            result = attrgetter(method)(self._kept[target])(*arguments)
+        except Exception as error:
+            _send(sock, (False, error))
+            return
+        if method == "channel.vq_setup_kickfd" and arguments[1] >= 0:
+            os.close(arguments[1])
+        if isinstance(result, LocalNode | LocalMemory):
+            number = len(self._kept)
+            self._kept[number] = result
+            result = _Kept(number)
+        result = _FD_RESULTS.get(method, lambda plain: plain)(result)
+        parts = result if isinstance(result, tuple) else (result,)
+        for fd in _send(sock, (True, *parts)):
+            os.close(fd)
+
+
+def _main(sock: socket.socket, control: socket.socket, user: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if user and os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    _Server(LocalProgram(control.detach())).serve(sock)
+
+
+# --- in the test ---------------------------------------------------------------------------
+
+
+class _Connection:
+    """One connection; calls on it take turns."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+
+    def call(self, target: int, method: str, *arguments: Any) -> Any:
+        with self._lock:
+            try:
+                _send(self._sock, (target, method, *arguments))
+                answer = _receive(self._sock)
+            except ConnectionError:
+                answer = None
+        if answer is None:
+            raise ConnectionResetError("the program is dead")
+        ok, *parts = answer
+        if not ok:
+            raise parts[0]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class ChildMemory:
+    """Implements :class:`tests.contract.ports.Memory`."""
+
+    def __init__(self, connection: _Connection, number: int) -> None:
+        self._connection = connection
+        self._number = number
+
+    @property
+    def address(self) -> int:
+        address = self._connection.call(self._number, "address.__index__")
+        assert isinstance(address, int)
+        return address
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(self._connection.call(self._number, "read", offset, length))
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._connection.call(self._number, "write", offset, data)
+
+
+class ChildChannel:
+    """A :class:`Channel` in the child."""
+
+    def __init__(self, calls: _Connection, messages: _Connection, number: int) -> None:
+        self._calls = calls
+        self._messages = messages
+        self._number = number
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        return frozenset(self._call("extensions.union"))
+
+    def fileno(self) -> int:
+        raise NotImplementedError("the fd is another process's: wait with Node.wait")
+
+    def receive(self) -> DevRequest | None:
+        request: DevRequest | None = self._messages.call(self._number, "channel.receive")
+        return request
+
+    def respond(self, response: DevResponse) -> None:
+        self._messages.call(self._number, "channel.respond", response)
+
+    def dev_get_features(self) -> int:
+        return int(self._call("dev_get_features"))
+
+    def dev_set_config(self, offset: int, data: bytes) -> None:
+        self._call("dev_set_config", offset, data)
+
+    def dev_inject_config_irq(self) -> None:
+        self._call("dev_inject_config_irq")
+
+    def vq_setup(self, index: int, max_size: int, group: int = 0) -> None:
+        self._call("vq_setup", index, max_size, group)
+
+    def vq_get_info(self, index: int) -> VqInfo:
+        info: VqInfo = self._call("vq_get_info", index)
+        return info
+
+    def vq_setup_kickfd(self, index: int, fd: int) -> None:
+        self._call("vq_setup_kickfd", index, _Fd(fd) if fd >= 0 else fd)
+
+    def vq_inject_irq(self, index: int) -> None:
+        self._call("vq_inject_irq", index)
+
+    def iotlb_get_fd(self, start: int, last: int) -> tuple[IotlbEntry, int]:
+        entry, fd = self._call("iotlb_get_fd", start, last)
+        return entry, fd
+
+    def iotlb_get_info(self, start: int, last: int) -> IovaInfo:
+        info: IovaInfo = self._call("iotlb_get_info", start, last)
+        return info
+
+    def iotlb_reg_umem(self, umem: IovaUmem) -> None:
+        self._call("iotlb_reg_umem", umem)
+
+    def iotlb_dereg_umem(self, umem: IovaUmem) -> None:
+        self._call("iotlb_dereg_umem", umem)
+
+    def resolver(self) -> _native.CallSocket:
+        raise NotImplementedError("the socket is another process's")
+
+    def vq_get_callfd(self, index: int) -> int:
+        return int(self._call("vq_get_callfd", index))
+
+    def get_inflight_fd(self, size: int) -> int:
+        return int(self._call("get_inflight_fd", size))
+
+    def close(self) -> None:
+        self._call("close")
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return self._calls.call(self._number, f"channel.{method}", *arguments)
+
+
+class ChildNode:
+    """Implements :class:`tests.contract.ports.Node`. Takes over ``stop``."""
+
+    def __init__(
+        self, calls: _Connection, messages: _Connection, number: int, stop: int
+    ) -> None:
+        self._calls = calls
+        self._messages = messages
+        self._number = number
+        self._stop = stop
+        self._channel = ChildChannel(calls, messages, number)
+
+    @property
+    def channel(self) -> Channel:
+        return self._channel
+
+    def wait(self, timeout: float) -> bool:
+        return bool(self._messages.call(self._number, "wait", timeout))
+
+    def interrupt(self) -> None:
+        os.eventfd_write(self._stop, 1)
+
+    def ioctl(self, nr: int, payload: bytes, fd: int | None = None) -> bytes:
+        passed = None if fd is None else _Fd(fd)
+        return bytes(self._calls.call(self._number, "ioctl", nr, payload, passed))
+
+    def write(self, data: bytes) -> None:
+        self._messages.call(self._number, "write", data)
+
+    def read_region(self, start: int, length: int) -> bytes:
+        return bytes(self._calls.call(self._number, "read_region", start, length))
+
+    def write_region(self, start: int, data: bytes) -> None:
+        self._calls.call(self._number, "write_region", start, data)
+
+    def allocated(self, iova: int) -> int:
+        return int(self._calls.call(self._number, "allocated", iova))
+
+    def forget(self) -> None:
+        """The program is dead."""
+        self._messages.close()
+        os.close(self._stop)
+
+
+class _ChildControl:
+    """A :class:`ControlPort` in the child."""
+
+    def __init__(self, calls: _Connection) -> None:
+        self._calls = calls
+
+    def get_api_version(self) -> int:
+        return int(self._call("get_api_version"))
+
+    def set_api_version(self, version: int) -> None:
+        self._call("set_api_version", version)
+
+    def create_dev(self, config: DevConfig) -> None:
+        self._call("create_dev", config)
+
+    def destroy_dev(self, name: str) -> None:
+        self._call("destroy_dev", name)
+
+    def open(self, name: str) -> Channel:
+        raise NotImplementedError("the fd is another process's: open with Program.open")
+
+    def close(self) -> None:
+        self._call("close")
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return self._calls.call(_ROOT, f"control.{method}", *arguments)
+
+
+class ChildProgram:
+    """Implements :class:`tests.contract.ports.Program`. Takes over the control socket."""
+
+    def __init__(self, control: int, *, unprivileged: bool = False) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        user = _NOBODY if unprivileged else 0
+        with theirs, socket.socket(fileno=control) as passed:
+            self._process: BaseProcess = _context.Process(
+                target=_main, args=(theirs, passed, user), daemon=True
+            )
+            self._process.start()
+        self._calls = _Connection(ours)
+        self._control = _ChildControl(self._calls)
+        self._nodes: list[ChildNode] = []
+
+    @property
+    def control(self) -> ControlPort:
+        return self._control
+
+    def open(self, name: str) -> ChildNode:
+        stop = os.eventfd(0, os.EFD_CLOEXEC)
+        try:
+            kept: _Kept = self._calls.call(_ROOT, "open_with", name, _Fd(stop))
+        except BaseException:
+            os.close(stop)
+            raise
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._calls.call(_ROOT, "connect", _Fd(theirs.fileno()))
+        node = ChildNode(self._calls, _Connection(ours), kept.number, stop)
+        self._nodes.append(node)
+        return node
+
+    def control_ioctl(self, nr: int, payload: bytes) -> bytes:
+        return bytes(self._calls.call(_ROOT, "control_ioctl", nr, payload))
+
+    def memory(self, size: int) -> ChildMemory:
+        kept: _Kept = self._calls.call(_ROOT, "memory", size)
+        return ChildMemory(self._calls, kept.number)
+
+    def limit_locked_memory(self, size: int) -> None:
+        self._calls.call(_ROOT, "limit_locked_memory", size)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        for node in self._nodes:
+            node.forget()
+        self._nodes.clear()
+        self._calls.close()
