@@ -54,6 +54,8 @@ class _Kept:
     number: int
 
 
+#: Methods that keep the fds they get.
+_TAKES_OVER = {"open_with"}
 #: Results that are or contain fds.
 _FD_RESULTS: dict[str, Callable[[Any], Any]] = {
     "channel.iotlb_get_fd": lambda result: (result[0], _Fd(result[1])),
@@ -71,13 +73,14 @@ def _send(sock: socket.socket, values: tuple[Any, ...]) -> list[int]:
     return fds
 
 
-def _receive(sock: socket.socket) -> tuple[Any, ...] | None:
-    """None: the other end is gone. Fds come as numbers."""
+def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]] | None:
+    """The values, fds as their numbers, and the fds; None: the other end is gone."""
     data, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 4)
     if not data:
         return None
     values: tuple[Any, ...] = pickle.loads(data)
-    return tuple(fds[value.number] if isinstance(value, _Fd) else value for value in values)
+    placed = (fds[value.number] if isinstance(value, _Fd) else value for value in values)
+    return tuple(placed), fds
 
 
 # --- in the child --------------------------------------------------------------------------
@@ -91,12 +94,15 @@ class _Server:
         """Until the other end is gone."""
         with sock:
             while (call := _receive(sock)) is not None:
-                target, method, *arguments = call
+                (target, method, *arguments), fds = call
                 if method == "connect":
                     self._connect(arguments[0])
                     _send(sock, (True, None))
-                else:
-                    self._answer(sock, target, method, arguments)
+                    continue
+                self._answer(sock, target, method, arguments)
+                if method not in _TAKES_OVER:
+                    for fd in fds:
+                        os.close(fd)
 
     def _connect(self, fd: int) -> None:
         threading.Thread(target=self.serve, args=(socket.socket(fileno=fd),), daemon=True).start()
@@ -107,8 +113,6 @@ class _Server:
         except Exception as error:
             _send(sock, (False, error))
             return
-        if method == "channel.vq_setup_kickfd" and arguments[1] >= 0:
-            os.close(arguments[1])
         if isinstance(result, LocalNode | LocalMemory):
             number = len(self._kept)
             self._kept[number] = result
@@ -147,7 +151,7 @@ class _Connection:
                 answer = None
         if answer is None:
             raise ConnectionResetError("the program is dead")
-        ok, *parts = answer
+        (ok, *parts), _ = answer
         if not ok:
             raise parts[0]
         return parts[0] if len(parts) == 1 else tuple(parts)
