@@ -340,6 +340,7 @@ class ChildProgram:
         self._calls = _Connection(ours)
         self._control = _ChildControl(self._calls)
         self._nodes: list[ChildNode] = []
+        self._ended = False
 
     @property
     def control(self) -> ControlPort:
@@ -370,6 +371,9 @@ class ChildProgram:
         self._calls.call(_ROOT, "limit_locked_memory", size)
 
     def end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
         self._process.kill()
         self._process.join()
         self._process.close()

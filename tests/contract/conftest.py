@@ -7,6 +7,7 @@ that a test shows.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from tests.contract.devices import RawDevice
 from tests.contract.embedded import EmbeddedPlatform
 from tests.contract.ports import Platform, Program, Where
+from vduse.bus.driver import Driver
 
 #: Everything there is: name, profile, where device programs run, and how to make one.
 PLATFORMS: list[tuple[str, str, Where, Callable[[], Platform]]] = [
@@ -66,3 +68,26 @@ def served(device: RawDevice) -> Iterator[RawDevice]:
     """The same, its messages answered OK by a thread."""
     yield device.serve()
     device.stop()
+
+
+@pytest.fixture
+def driver(platform: Platform, served: RawDevice) -> Iterator[Driver]:
+    """``vd0`` under vhost_vdpa, opened: its device (``served``) agrees with everything."""
+    platform.dev_add("vd0", "vhost_vdpa")
+    opened = platform.driver("vd0")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def eventfd() -> Iterator[Callable[[], int]]:
+    """Makes eventfds, non-blocking."""
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        return made[-1]
+
+    yield make
+    for fd in made:
+        os.close(fd)

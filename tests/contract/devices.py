@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -183,3 +184,8 @@ def make_live(driver: Driver, features: int = BASE) -> None:
     driver.set_features(features)
     driver.set_status(AGREED)
     driver.set_status(LIVE)
+
+
+def readable(fd: int, timeout: float = DEADLINE) -> bool:
+    """Whether an eventfd is signalled within ``timeout`` seconds."""
+    return bool(select.select([fd], [], [], timeout)[0])

@@ -113,6 +113,7 @@ class LocalProgram:
     def __init__(self, control: int) -> None:
         self._control = _Control(control)
         self._nodes: list[LocalNode] = []
+        self._memories: list[LocalMemory] = []
         self._locked_memory = resource.getrlimit(resource.RLIMIT_MEMLOCK)
 
     @property
@@ -136,7 +137,8 @@ class LocalProgram:
         return self._control.ioctl(nr, payload)
 
     def memory(self, size: int) -> LocalMemory:
-        return LocalMemory(size)
+        self._memories.append(LocalMemory(size))
+        return self._memories[-1]
 
     def limit_locked_memory(self, size: int) -> None:
         _, hard = self._locked_memory

@@ -56,6 +56,8 @@ class VduseDevice:
         self.domain: IovaDomain | None = None
         self.inflight = InflightFile()
         self.connected = False
+        #: On the service thread: an opener that is gone already is heard of now.
+        self.look_at_opener: Callable[[], None] = _nothing
         self.attached = False
         self.destroyed = False
         self._msg_timeout = 0.0
@@ -143,8 +145,9 @@ class VduseDevice:
             self._work.queue(self._config_work)
 
     def inject_vq_irq(self, index: int) -> None:
-        """OSError EINVAL: no such queue; before DRIVER_OK, unless the driver gave an eventfd of
-        its own and the queue is ready. Never runs anything of the driver's on this stack."""
+        """Signals a ready queue's driver; one that is not ready gets nothing. OSError EINVAL: no
+        such queue; before DRIVER_OK, unless the driver gave an eventfd of its own and the queue
+        is ready. Never runs anything of the driver's on this stack."""
         with self.lock:
             vq = self.vq(index)
             if not (vq.has_trigger and vq.ready):
@@ -205,3 +208,7 @@ class VduseDevice:
             callback = self._config_cb
         if callback is not None:
             callback()
+
+
+def _nothing() -> None:
+    """No opener."""

@@ -67,6 +67,7 @@ def open_device(service: Service, device: VduseDevice, tap: Tap | None) -> list[
     messages, their_messages = _pair()
     calls, their_calls = _pair()
     caller = _Caller(calls)
+    device.look_at_opener()
     try:
         node = DeviceNode(device, caller)
     except BaseException:
@@ -95,6 +96,7 @@ class _OpenNode:
         self._node = node
         self._calls = calls
         self._server = MessageServer(sock, self, device=node.device.name, tap=tap)
+        node.device.look_at_opener = lambda: service.serve_now(self)
         messages = node.device.messages
         messages.on_queued = lambda: service.poke(self)
         messages.on_broken = lambda: service.run(self._hang_up)

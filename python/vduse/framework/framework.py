@@ -210,6 +210,7 @@ class Framework:
         """DESTROY_DEV. DeviceNotFound; DeviceBusy: attached or open."""
         with self._lock:
             device = self._find(name)
+            device.look_at_opener()
             with device.lock:
                 if device.attached:
                     raise DeviceBusy(f"{name} is on the vDPA bus: dev_del it first")

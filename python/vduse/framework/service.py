@@ -54,6 +54,11 @@ class Service:
         """``endpoint`` has something to send: calls its ``serve``."""
         self.run(lambda: self._serve_one(endpoint))
 
+    def serve_now(self, endpoint: Endpoint) -> None:
+        """On the service thread: what has come for ``endpoint`` is looked at before this
+        returns."""
+        self._serve_one(endpoint)
+
     def run(self, command: Callable[[], None]) -> None:
         """Runs ``command`` on the thread, soon. Nothing after :meth:`close`."""
         with self._lock:
