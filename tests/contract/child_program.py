@@ -257,9 +257,7 @@ class ChildChannel:
 class ChildNode:
     """Implements :class:`tests.contract.ports.Node`. Takes over ``stop``."""
 
-    def __init__(
-        self, calls: _Connection, messages: _Connection, number: int, stop: int
-    ) -> None:
+    def __init__(self, calls: _Connection, messages: _Connection, number: int, stop: int) -> None:
         self._calls = calls
         self._messages = messages
         self._number = number

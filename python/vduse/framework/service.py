@@ -44,7 +44,10 @@ class Service:
 
     def add(self, endpoint: Endpoint) -> None:
         """Serves ``endpoint`` until its end or :meth:`discard`, and closes it then."""
-        self.run(lambda: self._register(endpoint))
+        if threading.current_thread() is self._thread:
+            self._register(endpoint)
+        else:
+            self.run(lambda: self._register(endpoint))
 
     def discard(self, endpoint: Endpoint) -> None:
         """Closes ``endpoint``, if it is served still."""
