@@ -1,21 +1,26 @@
 """The same program in a process of its own: calls go over a socket, as pickles and fds.
 
-A call is ``(object, method, arguments)``, its answer the result or the exception. Connections are
+Processes are forked from one that has imported everything and has no threads, the *nursery*. A
+call is ``(object, method, *arguments)``, its answer the result or the exception. Connections are
 served by a thread each, so that one may wait for messages while another makes ioctls.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
 import os
 import pickle
+import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
+from functools import cache
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from tests.contract.embedded_program import LocalMemory, LocalNode, LocalProgram
@@ -34,10 +39,7 @@ from vduse.control.abi import (
 _MAX_PACKET = 1 << 17
 _NOBODY = 65534
 _ROOT = 0
-
-# Forked from a server that has imported everything and has no threads.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__])
+_TREE = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,60 @@ class _Server:
             os.close(fd)
 
 
-def _main(sock: socket.socket, control: socket.socket, user: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _become(user: int) -> None:
     if user and os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    _Server(LocalProgram(control.detach())).serve(sock)
+
+
+def nursery(fd: int) -> None:
+    """Forks a program for each order that comes over socket ``fd``: a user id, the sockets of
+    the program's calls and of its control node. Answers with the process number."""
+    orders = socket.socket(fileno=fd)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while (order := _receive(orders)) is not None:
+        (user, calls, control), fds = order
+        pid = os.fork()
+        if pid == 0:
+            orders.close()
+            _become(user)
+            _Server(LocalProgram(control)).serve(socket.socket(fileno=calls))
+            os._exit(0)
+        for fd in fds:
+            os.close(fd)
+        _send(orders, (pid,))
 
 
 # --- in the test ---------------------------------------------------------------------------
+
+
+@cache
+def _orders() -> socket.socket:
+    """The nursery's socket; it ends with this process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"import {__name__} as m; m.nursery({theirs.fileno()})"],
+            pass_fds=[theirs.fileno()],
+            cwd=_TREE,
+        )
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
+def _fork(calls: socket.socket, control: int, user: int) -> int:
+    """A pidfd of a new program."""
+    _send(_orders(), (user, _Fd(calls.fileno()), _Fd(control)))
+    answer = _receive(_orders())
+    assert answer is not None, "the nursery is dead"
+    return os.pidfd_open(answer[0][0])
 
 
 class _Connection:
@@ -329,12 +375,9 @@ class ChildProgram:
 
     def __init__(self, control: int, *, unprivileged: bool = False) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        user = _NOBODY if unprivileged else 0
-        with theirs, socket.socket(fileno=control) as passed:
-            self._process: BaseProcess = _context.Process(
-                target=_main, args=(theirs, passed, user), daemon=True
-            )
-            self._process.start()
+        with theirs:
+            self._process = _fork(theirs, control, _NOBODY if unprivileged else 0)
+        os.close(control)
         self._calls = _Connection(ours)
         self._control = _ChildControl(self._calls)
         self._nodes: list[ChildNode] = []
@@ -372,9 +415,9 @@ class ChildProgram:
         if self._ended:
             return
         self._ended = True
-        self._process.kill()
-        self._process.join()
-        self._process.close()
+        signal.pidfd_send_signal(self._process, signal.SIGKILL)
+        select.select([self._process], [], [])
+        os.close(self._process)
         for node in self._nodes:
             node.forget()
         self._nodes.clear()
