@@ -19,6 +19,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -152,6 +153,11 @@ class SplitRing:
     def _u16(self, offset: int) -> int:
         return int.from_bytes(self.memory.read(offset, 2), "little")
 
+    @property
+    def seen_used(self) -> int:
+        """The used index up to which :meth:`take_used` has taken."""
+        return self._used_index
+
     def take_used(self) -> list[Used]:
         """The used elements since the last call."""
         taken: list[Used] = []
@@ -223,11 +229,18 @@ class PackedRing:
 
     def take_used(self, descriptors: int) -> Used | None:
         """The next used element, None if there is none; its chain was ``descriptors`` long."""
-        data = self.memory.read(self._desc + DESCRIPTOR_SIZE * self._next_used, DESCRIPTOR_SIZE)
-        _, length, id, flags = _PACKED.unpack(data)
+        return self.take_used_of(lambda _: descriptors)
+
+    def take_used_of(self, descriptors: Callable[[int], int]) -> Used | None:
+        """The next used element, None if there is none; ``descriptors`` knows how many the
+        chain of a buffer id had."""
+        at = self._desc + DESCRIPTOR_SIZE * self._next_used
+        (flags,) = _U16.unpack(self.memory.read(at + 14, 2))
         if bool(flags & AVAIL) != self._used_wrap or bool(flags & USED) != self._used_wrap:
             return None
-        self._next_used += descriptors
+        # Only now: what the flags make visible.
+        _, length, id, _ = _PACKED.unpack(self.memory.read(at, DESCRIPTOR_SIZE))
+        self._next_used += descriptors(id)
         if self._next_used >= self.size:
             self._next_used -= self.size
             self._used_wrap = not self._used_wrap
