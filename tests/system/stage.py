@@ -12,7 +12,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
+import pytest
+
 from vduse.bus.driver import Driver
+from vduse.bus.errors import DeviceRefused
 from vduse.channel.embedded import inherited
 from vduse.testing.harness import BlkPark, BlkSpec, LocalDevice
 from vduse.testing.load import Spec, run_ours
@@ -91,6 +94,10 @@ class Stage:
         park.add(self.spec, driver="vhost_vdpa")
         park.add(BlkSpec(name=NEIGHBOUR, size=4 << 20))
         self._control = inherited(park.framework.control())
+        # What is made at first use and kept is made now.
+        for packed in (False, True):
+            self.check_whole(packed=packed)
+        self.check_neighbour()
 
     @property
     def device(self) -> LocalDevice:
@@ -193,3 +200,20 @@ def nothing_left(stage: Stage) -> Iterator[None]:
         threads(),
         open_fds(),
     )
+
+
+def break_victim(
+    stage: Stage, act: Callable[[RawDriver], None], message: str, **options: object
+) -> None:
+    """``act`` of a hostile driver stops the victim for the reason ``message``, which hurts nobody
+    else and ends with the reset; see :class:`Stage`."""
+    stage.log.clear()
+    with nothing_left(stage), stage.neighbour_at_work(), stage.raw(**options) as raw:
+        assert raw.start()
+        act(raw)
+        raw.kick()
+        stage.check_broken(message)
+        with pytest.raises(DeviceRefused):
+            raw.driver.get_vring_base(0)
+    assert len(stage.log.lines) == 1
+    stage.check_whole(packed=raw.packed)

@@ -151,8 +151,8 @@ class MessageHandler:
     def failed(self, reason: str) -> None:
         """The driver broke its rules: the data path stands still until the next reset."""
         if self._fault is None:
-            log.error("%s: stopped until the driver resets it: %s", self._spec.name, reason)
             self._fault = reason
+            log.error("%s: stopped until the driver resets it: %s", self._spec.name, reason)
         for index in range(len(self._queues)):
             self._host.unwatch_kick(index)
 

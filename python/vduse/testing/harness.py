@@ -242,6 +242,10 @@ class BlkPark:
         self._devices[spec.name] = device
         return self.framework.dev_add(spec.name, driver=driver)
 
+    def device(self, name: str) -> LocalDevice:
+        """The device side of one that was added. KeyError."""
+        return self._devices[name]
+
     def close(self) -> None:
         """All of them, then the rest."""
         for name, device in self._devices.items():
