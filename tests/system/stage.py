@@ -19,7 +19,7 @@ from vduse.bus.errors import DeviceRefused
 from vduse.channel.embedded import inherited
 from vduse.testing.harness import BlkPark, BlkSpec, LocalDevice
 from vduse.testing.load import Spec, run_ours
-from vduse.testing.rawdriver import T_IN, T_OUT, RawDriver
+from vduse.testing.rawdriver import S_OK, T_IN, T_OUT, RawDriver
 
 VICTIM = "victim"
 NEIGHBOUR = "neighbour"
@@ -157,6 +157,9 @@ class Stage:
         data = os.urandom(4096)
         with self.raw(**options) as raw:
             assert raw.start()
+            if self.spec.read_only:
+                assert raw.request(T_IN, 8, room=512)[0] == S_OK
+                return
             assert raw.request(T_OUT, 8, data) == (0, b"", 1)
             assert raw.request(T_IN, 8, room=4096) == (0, data, 4097)
 

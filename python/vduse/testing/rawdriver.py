@@ -42,6 +42,8 @@ S_OK: Final = 0
 S_IOERR: Final = 1
 S_UNSUPP: Final = 2
 
+#: IOVA of a :class:`RawDriver`'s memory, if nobody says another.
+BASE: Final = 0x10_0000
 #: Where :class:`RawDriver` keeps its indirect tables, as an offset of its memory; rings of up to
 #: 1024 descriptors lie before. What lies from :data:`FREE` on is the user's.
 TABLES: Final = 0x8000
@@ -76,7 +78,7 @@ class RawDriver:
         packed: bool = False,
         without: int = 0,
         memory: int = 1 << 20,
-        iova: int = 0x10_0000,
+        iova: int = BASE,
     ) -> None:
         """Resets the device and negotiates all it offers but the features ``without``. ``size``:
         descriptors, at most 1024. ``memory``: bytes, mapped at ``iova`` by :meth:`start`.
