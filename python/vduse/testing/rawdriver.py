@@ -25,7 +25,16 @@ from typing import Final, Self
 from vduse.bus.driver import Driver
 from vduse.control.abi import ACCESS_RW
 from vduse.control.features import Feature, Status
-from vduse.testing.rings import DESCRIPTOR_SIZE, INDIRECT, NEXT, WRITE, Memory, PackedRing, SplitRing, Used
+from vduse.testing.rings import (
+    DESCRIPTOR_SIZE,
+    INDIRECT,
+    NEXT,
+    WRITE,
+    Memory,
+    PackedRing,
+    SplitRing,
+    Used,
+)
 from vduse.testing.vhost_user import PACKED_START
 
 #: A descriptor of a legal chain: IOVA, bytes, flags (WRITE or 0).
@@ -124,15 +133,21 @@ class RawDriver:
         """IOVA of a byte of the memory."""
         return self.memory.iova + offset
 
-    def start(self, *, num: int | None = None, areas: tuple[int, int, int] | None = None) -> bool:
+    def start(
+        self,
+        *,
+        num: int | None = None,
+        areas: tuple[int, int, int] | None = None,
+        base: int | None = None,
+    ) -> bool:
         """Maps the memory, sets the queue up and says DRIVER_OK; whether the device took it.
-        ``num`` and ``areas``: in place of what is true. OSError: the framework refuses."""
-        self.driver.iotlb_update(
-            self.memory.iova, self.memory.size, self.memory.fd, 0, ACCESS_RW
-        )
+        ``num``, ``areas``, ``base`` (:meth:`Driver.set_vring_base`): in place of what is true.
+        OSError: the framework refuses."""
+        self.driver.iotlb_update(self.memory.iova, self.memory.size, self.memory.fd, 0, ACCESS_RW)
         self.driver.set_vring_num(0, self.ring.size if num is None else num)
         self.driver.set_vring_addr(0, *(areas or self.ring.areas))
-        self.driver.set_vring_base(0, PACKED_START if self.packed else 0)
+        fresh = PACKED_START if self.packed else 0
+        self.driver.set_vring_base(0, fresh if base is None else base)
         self.driver.set_vring_call(0, self._calls)
         self.driver.set_vring_enable(0, True)
         self.driver.set_status(_AGREED | Status.DRIVER_OK)

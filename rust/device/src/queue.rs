@@ -98,6 +98,15 @@ impl Queue {
 
     /// Takes and starts one batch of requests.
     pub(crate) fn turn(&mut self, chain: &mut Chain) -> Result<Turn, Stop> {
+        let turn = self.take_batch(chain);
+        if let Some(live) = &self.live {
+            // What was read where memory was taken away means nothing, an error included.
+            live.check_poison()?;
+        }
+        turn
+    }
+
+    fn take_batch(&mut self, chain: &mut Chain) -> Result<Turn, Stop> {
         let Some(live) = &mut self.live else {
             return Ok(Turn::Idle);
         };
