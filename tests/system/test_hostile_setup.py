@@ -152,20 +152,24 @@ def test_reset_after_reset(stage: Stage) -> None:
     stage.check_whole()
 
 
+def _break_and_replace(packed: bool) -> None:
+    with blk_stack(name="broken", driver="vhost_vdpa", packed=True) as stack:
+        with LogWatch() as log, RawDriver(stack.driver, packed=packed) as raw:
+            assert raw.start()
+            raw.submit([(raw.at(0), 0, 0)])
+            raw.kick()
+            log.wait_for("broken: stopped until the driver resets it: virtqueue 0: ")
+        stack.driver.close()
+        stack.framework.dev_del("broken")
+        stack.blk.close(destroy=True)
+        assert "broken" not in stack.framework.devices
+        stack.replace_device()
+        stack.framework.dev_add("broken")
+        stack.disk.pwrite(bytes(512), 0)
+
+
 @both_formats
 def test_a_broken_device_that_is_destroyed_leaves_nothing(stage: Stage, packed: bool) -> None:
-    """Device side, framework side and bus: all that there was for it is gone."""
+    """Device side, framework side and bus: all that there was for it is gone, at once."""
     with nothing_left(stage):
-        with blk_stack(name="broken", driver="vhost_vdpa", packed=True) as stack:
-            with LogWatch() as log, RawDriver(stack.driver, packed=packed) as raw:
-                assert raw.start()
-                raw.submit([(raw.at(0), 0, 0)])
-                raw.kick()
-                log.wait_for("broken: stopped until the driver resets it: virtqueue 0: ")
-            stack.driver.close()
-            stack.framework.dev_del("broken")
-            stack.blk.close(destroy=True)
-            assert "broken" not in stack.framework.devices
-            stack.replace_device()
-            stack.framework.dev_add("broken")
-            stack.disk.pwrite(bytes(512), 0)
+        _break_and_replace(packed)

@@ -113,14 +113,18 @@ class ControlThread:
 
     def _run(self) -> None:
         while not self._stopping:
-            for key, _ in self._selector.select():
-                if key.fd == self._wakeup:
-                    os.eventfd_read(self._wakeup)
-                    self._run_posted()
-                # An earlier callback of this round may have ended this watch.
-                elif self._selector.get_map().get(key.fd) is key:
-                    owner, callback = key.data
-                    self._guarded(owner, callback)
+            self._serve(self._selector.select())
+
+    def _serve(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """One round; a function of its own, so that a waiting thread keeps no device alive."""
+        for key, _ in ready:
+            if key.fd == self._wakeup:
+                os.eventfd_read(self._wakeup)
+                self._run_posted()
+            # An earlier callback of this round may have ended this watch.
+            elif self._selector.get_map().get(key.fd) is key:
+                owner, callback = key.data
+                self._guarded(owner, callback)
 
     def _run_posted(self) -> None:
         while self._posted:

@@ -275,6 +275,8 @@ class _Attached:
         self._data_path.close()
         self._queues.close()
         self.channel.close()
+        # The two know each other: without this the fds below them would wait for a collection.
+        del self.handler
 
     def _drain(self, index: int, timeout: float) -> None:
         # ValueError: it has stopped by itself in the meantime.
