@@ -151,3 +151,22 @@ def test_what_does_not_fit_is_refused_and_the_socket_lives(
         assert failure.value.errno == errno.EMSGSIZE
     framework.send(HEADER.pack(0, 1))
     assert call_socket.call(7, bytes(8184)) == (0, b"", [])
+
+
+def test_a_forked_child_can_neither_use_nor_end_it(ends: tuple[CallSocket, socket.socket]) -> None:
+    call_socket, framework = ends
+    uses = [lambda: call_socket.call(1), call_socket.fileno, call_socket.close]
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for use in uses:
+            try:
+                use()
+            except RuntimeError:
+                refused += 1
+        os._exit(refused)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == len(uses)
+    framework.setblocking(False)
+    with pytest.raises(BlockingIOError):  # nothing came, and it is still connected
+        framework.recv(8192)

@@ -1,23 +1,28 @@
 //! Binding of the channel half.
 
+use crate::fork::PerProcess;
 use crate::{error, fd};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One end of a call socket of the embedded channel; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
-pub struct CallSocket {
-    /// None after `close()`.
-    socket: Mutex<Option<Arc<vduse_channel::CallSocket>>>,
-}
+pub struct CallSocket(PerProcess<Mutex<Open>>);
+
+/// None after `close()`.
+type Open = Option<Arc<vduse_channel::CallSocket>>;
 
 impl CallSocket {
+    fn open(&self) -> PyResult<MutexGuard<'_, Open>> {
+        Ok(self.0.get()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The socket itself, for the data path. ValueError after `close()`.
     pub fn shared(&self) -> PyResult<Arc<vduse_channel::CallSocket>> {
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = self.open()?;
         socket.clone().ok_or_else(|| error::closed("call socket"))
     }
 }
@@ -27,9 +32,7 @@ impl CallSocket {
     #[new]
     fn new(fd: c_int) -> PyResult<CallSocket> {
         let socket = Arc::new(vduse_channel::CallSocket::new(fd::take(fd)?));
-        Ok(CallSocket {
-            socket: Mutex::new(Some(socket)),
-        })
+        Ok(CallSocket(PerProcess::new(Mutex::new(Some(socket)))))
     }
 
     #[pyo3(signature = (nr, payload = b"".as_slice(), fds = Vec::new()))]
@@ -57,12 +60,12 @@ impl CallSocket {
         Ok(self.shared()?.as_fd().as_raw_fd())
     }
 
-    fn close(&self) {
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(socket) = socket.take() {
+    fn close(&self) -> PyResult<()> {
+        if let Some(socket) = self.open()?.take() {
             // Others may still hold it: a call that waits, the data path.
             socket.shutdown();
         }
+        Ok(())
     }
 }
 

@@ -85,8 +85,10 @@ impl Domain {
             .map_err(|error| error::io_error(&error))
     }
 
-    fn stats(&self) -> PyResult<Counters> {
-        let stats = self.shared()?.stats();
+    fn stats(&self, py: Python<'_>) -> PyResult<Counters> {
+        // May wait: reclaim and a change of umem hold what this needs.
+        let domain = self.shared()?;
+        let stats = py.detach(|| domain.stats());
         let stats = stats.map_err(|error| error::io_error(&error))?;
         Ok(Counters::from([
             ("bounce_bytes_in_use", stats.bounce_in_use),
@@ -429,8 +431,10 @@ impl BlkDriver {
         self.0.get()?.reap(py, minimum, timeout)
     }
 
-    fn stats(&self) -> PyResult<Counters> {
-        let stats = self.shared()?.stats();
+    fn stats(&self, py: Python<'_>) -> PyResult<Counters> {
+        // May wait: a queue's lock is held while data is copied.
+        let driver = self.shared()?;
+        let stats = py.detach(|| driver.stats());
         Ok(Counters::from([
             ("requests", stats.requests),
             ("bytes_read", stats.bytes_read),

@@ -9,8 +9,8 @@ use super::{BlkConfig, Request, Sectors, SetupError};
 use crate::thread::thread_index;
 use crate::{Dma, VqLine};
 use rustix::io::Errno;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vduse_mem::Iova;
 use vduse_ring::Layout;
 
@@ -82,8 +82,17 @@ pub struct BlkDriver {
     capacity: AtomicU64,
     queues: Vec<QueueShared>,
     ending: Arc<Ending>,
-    started: AtomicBool,
-    stopped: AtomicBool,
+    phase: Mutex<Phase>,
+}
+
+/// Where a driver stands; it never goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Before DRIVER_OK.
+    New,
+    Started,
+    /// The device was reset.
+    Stopped,
 }
 
 impl BlkDriver {
@@ -109,8 +118,7 @@ impl BlkDriver {
             capacity: AtomicU64::new(config.capacity.0),
             queues: Vec::with_capacity(lines.len()),
             ending: Arc::clone(&ending),
-            started: AtomicBool::new(false),
-            stopped: AtomicBool::new(false),
+            phase: Mutex::new(Phase::New),
         };
         for (&size, line) in queue_sizes.iter().zip(lines) {
             let layout = Layout {
@@ -120,10 +128,9 @@ impl BlkDriver {
                 indirect: features & feature::INDIRECT_DESC != 0,
             };
             let limits = Limits::new(&config, size, layout.indirect, dma.max_mapping())?;
+            let wake = QueueShared::wake().map_err(SetupError::Eventfd)?;
             let core = QueueCore::new(&dma, line, &ending, limits, layout)?;
-            driver
-                .queues
-                .push(QueueShared::new(core, &dma, line).map_err(SetupError::Eventfd)?);
+            driver.queues.push(QueueShared::new(core, wake, &dma, line));
         }
         Ok(Arc::new(driver))
     }
@@ -140,7 +147,9 @@ impl BlkDriver {
 
     /// After DRIVER_OK: requests are taken from now on (`ENODEV` before).
     pub fn start(&self) {
-        if !self.started.swap(true, Ordering::AcqRel) {
+        let mut phase = self.phase();
+        if *phase == Phase::New {
+            *phase = Phase::Started;
             self.ending.errno.store(0, Ordering::Release);
         }
     }
@@ -148,13 +157,17 @@ impl BlkDriver {
     /// After the device has answered a reset: every outstanding and later request ends with
     /// `errno`, and what the device could reach goes back.
     pub fn stop(&self, errno: Errno) {
-        self.started.store(true, Ordering::Release);
+        let mut phase = self.phase();
+        *phase = Phase::Stopped;
         self.ending
             .errno
             .store(errno.raw_os_error(), Ordering::Release);
         self.end_all();
         self.queues.iter().for_each(|queue| queue.core().release());
-        self.stopped.store(true, Ordering::Release);
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// After a config interrupt: the capacity may have changed.
@@ -277,8 +290,7 @@ impl Drop for BlkDriver {
     /// A device that was started and not reset may still use the rings: they stay allocated
     /// then.
     fn drop(&mut self) {
-        let unused = !self.started.load(Ordering::Acquire) || self.stopped.load(Ordering::Acquire);
-        if unused {
+        if *self.phase() != Phase::Started {
             self.queues
                 .iter()
                 .for_each(|queue| queue.core().free_memory());

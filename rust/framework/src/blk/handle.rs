@@ -54,22 +54,29 @@ impl DerefMut for Guarded {
 type Guard<'a> = MutexGuard<'a, Guarded>;
 
 impl QueueShared {
+    /// What wakes the leader of a queue. Made before the queue is, whose memory does not go
+    /// back by itself.
+    pub(super) fn wake() -> Result<OwnedFd, Errno> {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+    }
+
     pub(super) fn new(
         core: QueueCore,
+        wake: OwnedFd,
         dma: &Arc<dyn Dma>,
         line: &Arc<VqLine>,
-    ) -> Result<QueueShared, Errno> {
-        Ok(QueueShared {
+    ) -> QueueShared {
+        QueueShared {
             core: Mutex::new(Guarded {
                 core,
                 led: false,
                 followers: 0,
             }),
             changed: Condvar::new(),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake,
             line: Arc::clone(line),
             dma: Arc::clone(dma),
-        })
+        }
     }
 
     /// Locks the queue.
