@@ -208,9 +208,8 @@ class TestDataPath:
         path.close()
         path.close()
         kick = os.eventfd(0)
-        with pytest.raises(OSError, match="closed") as caught:
+        with pytest.raises(ValueError, match="closed"):
             start(path, kickfd=kick)
-        assert caught.value.errno == errno.EINVAL
         os.close(kick)
 
     def test_a_resize_is_an_event(
@@ -239,7 +238,7 @@ def test_a_forked_child_can_use_nothing(pool: _native.Pool, path: _native.BlkDat
             try:
                 use()
             except RuntimeError as error:
-                refused += "before a fork" in str(error)
+                refused += "after a fork" in str(error)
         os._exit(refused)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == len(uses)
