@@ -1,5 +1,6 @@
 """1 MiB requests through bounce pages to a null device, against one thread that copies as much
-between as many buffers. The two take turns; what counts is the median of the rounds."""
+between as many buffers. The two take turns; what counts is the median of the rounds, in wall
+clock and in CPU (which a busy machine does not disturb as much)."""
 
 from __future__ import annotations
 
@@ -7,9 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from vduse import _native
 from vduse.testing.harness import blk_stack
-from vduse.testing.load import Spec, run_ours
+from vduse.testing.load import Report, Spec, run_copies, run_ours
 
 BLOCK_SIZE = 1 << 20
 DEPTH = 4
@@ -24,28 +24,34 @@ class Row:
     op: str
     rate: float
     copy_rate: float
+    #: Median of the rounds' shares; 1: as fast as the copy alone.
+    share: float
+    #: The same of bytes a second of CPU, driver and device together.
+    cpu_share: float
     rounds: int
 
-    @property
-    def ratio(self) -> float:
-        """1: as fast as the copy alone."""
-        return self.rate / self.copy_rate
+
+def _cpu_rate(report: Report) -> float:
+    return report.bytes / report.process_cpu_seconds
 
 
 def measure(requests: int, rounds: int, step: Callable[[str], None]) -> Iterator[Row]:
     """Reads and writes; ``requests`` a round."""
-    moved = requests * BLOCK_SIZE
     with blk_stack(backend="null") as stack:
         for op in ("read", "write"):
-            loads: list[float] = []
-            copies: list[float] = []
             spec = Spec(op=op, block_size=BLOCK_SIZE, depth=DEPTH, requests=requests)
+            pairs: list[tuple[Report, Report]] = []
             for number in range(rounds):
                 step(f"1 MiB {op}s, round {number + 1} of {rounds}")
-                report = run_ours(stack.native, spec)
-                if report.errors:
-                    raise RuntimeError(f"1 MiB {op}: {report.messages[0]}")
-                loads.append(moved / report.seconds)
-                (seconds,) = _native.copy_baseline(BLOCK_SIZE, DEPTH, requests, 1, op == "write")
-                copies.append(moved / seconds)
-            yield Row(op, median(loads), median(copies), rounds)
+                load = run_ours(stack.native, spec)
+                if load.errors:
+                    raise RuntimeError(f"1 MiB {op}: {load.messages[0]}")
+                pairs.append((load, run_copies(spec)))
+            yield Row(
+                op,
+                median(load.bytes_per_second for load, _ in pairs),
+                median(copy.bytes_per_second for _, copy in pairs),
+                median(load.bytes_per_second / copy.bytes_per_second for load, copy in pairs),
+                median(_cpu_rate(load) / _cpu_rate(copy) for load, copy in pairs),
+                rounds,
+            )

@@ -29,11 +29,11 @@ Figures = list[dict[str, object]]
 
 
 def _requests(quick: bool, step: Step) -> tuple[Table, Figures]:
-    table = Table(title="4 KiB random reads, null device", title_justify="left")
+    table = Table(title="4 KiB random reads, null device, a request", title_justify="left")
     for name in ("driver", "memory", "ring"):
-        table.add_column(name)
-    for name in ("depth", "IOPS", "ns", "CPU ns", "driver CPU ns", "p99 us"):
-        table.add_column(name, justify="right")
+        table.add_column(name, no_wrap=True, min_width=6)
+    for name in ("depth", "kIOPS", "ns", "CPU ns", "driver's", "p99 us"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     rows = list(per_request.measure(0.1 if quick else 1.0, 1 if quick else 3, step))
     for row in rows:
         table.add_row(
@@ -41,36 +41,39 @@ def _requests(quick: bool, step: Step) -> tuple[Table, Figures]:
             row.memory,
             row.ring,
             str(row.depth),
-            f"{row.iops:,.0f}",
+            f"{row.iops / 1e3:,.0f}",
             f"{row.ns:,.0f}",
             f"{row.cpu_ns:,.0f}",
             f"{row.driver_cpu_ns:,.0f}",
-            f"{row.p99_ns / 1000:,.1f}",
+            f"{row.p99_ns / 1e3:,.0f}",
         )
     return table, [asdict(row) for row in rows]
 
 
 def _copies(quick: bool, step: Step) -> tuple[Table, Figures]:
     table = Table(
-        title=f"1 MiB through bounce pages, null device; {copies.TARGET:.0%} of a copying "
-        "thread is promised",
+        title=f"1 MiB through bounce pages, null device (promised: {copies.TARGET:.0%})",
         title_justify="left",
     )
-    for name in ("op", "MB/s", "copying thread MB/s", "share"):
+    for name in ("op", "MB/s", "copying thread MB/s", "share", "share of CPU"):
         table.add_column(name, justify="right")
     rows = list(copies.measure(200 if quick else 2000, 5, step))
     for row in rows:
         table.add_row(
-            row.op, f"{row.rate / 1e6:,.0f}", f"{row.copy_rate / 1e6:,.0f}", f"{row.ratio:.0%}"
+            row.op,
+            f"{row.rate / 1e6:,.0f}",
+            f"{row.copy_rate / 1e6:,.0f}",
+            f"{row.share:.0%}",
+            f"{row.cpu_share:.0%}",
         )
-    return table, [asdict(row) | {"ratio": row.ratio} for row in rows]
+    return table, [asdict(row) for row in rows]
 
 
 def _idle(quick: bool, step: Step) -> tuple[Table, Figures]:
     devices, seconds = (100, 1.0) if quick else (1000, 10.0)
     step(f"{devices} idle devices")
     row = idle.measure(devices, seconds)
-    table = Table(title=f"{devices:,} idle devices in one process", title_justify="left")
+    table = Table(title=f"{devices:,} idle devices", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_row("RSS a device", f"{row.rss / 1024:,.1f} KiB")

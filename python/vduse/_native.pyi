@@ -214,11 +214,9 @@ def load_virtio_drivers(device: Any, spec: dict[str, Any]) -> dict[str, Any]:
     """The same on crate ``virtio-drivers``, through the domain of a vDPA device
     (:class:`vduse.bus.vdpa.VdpaDevice`)."""
 
-def copy_baseline(
-    block_size: int, depth: int, requests: int, rounds: int, write: bool
-) -> list[float]:
-    """Seconds that one thread takes to copy ``requests`` blocks between ``depth`` blocks and
-    as many others, each round."""
+def copy_baseline(block_size: int, depth: int, requests: int, write: bool) -> dict[str, Any]:
+    """The same of one thread that copies ``requests`` blocks between ``depth`` blocks and as
+    many others: what a load through bounce pages is measured against."""
 
 # --- device ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from vduse import _native
-from vduse.testing.load import Report
+from vduse.testing.load import Report, Spec, run_copies
 from vduse.testing.rings import AVAIL, NEXT, USED, WRITE, Memory, PackedRing, SplitRing
 
 RESULT = {
@@ -58,9 +58,12 @@ def test_a_socket_that_is_not_there() -> None:
         _native.load_virtio_driver("/nowhere", spec, False, 1, 128)
 
 
-def test_copy_baseline_times_every_round() -> None:
-    rounds = _native.copy_baseline(1 << 16, 4, 8, 3, True)
-    assert len(rounds) == 3 and all(seconds > 0 for seconds in rounds)
+def test_copies_are_reported_like_a_load() -> None:
+    report = run_copies(Spec(op="write", block_size=1 << 16, depth=4, requests=8))
+    assert (report.requests, report.bytes, report.errors) == (8, 8 << 16, 0)
+    assert report.seconds > 0 and report.cpu_seconds > 0
+    with pytest.raises(ValueError, match="reads or writes"):
+        run_copies(Spec(op="mixed", requests=8))
 
 
 def test_split_ring_bytes_virtio_2_7() -> None:

@@ -110,6 +110,17 @@ def run_ours(driver: _native.BlkDriver, spec: Spec, arena: _native.Arena | None 
     return Report.from_native(_native.load_ours(driver, asdict(spec), arena))
 
 
+def run_copies(spec: Spec) -> Report:
+    """One thread that copies as much as the load moves, between as much memory and as much
+    again; ``spec.requests`` and a read or a write. No latencies."""
+    if spec.requests is None or spec.op not in ("read", "write"):
+        raise ValueError("copies are a number of reads or writes")
+    write = spec.op == "write"
+    return Report.from_native(
+        _native.copy_baseline(spec.block_size, spec.depth, spec.requests, write)
+    )
+
+
 def run_virtio_drivers(device: VdpaDevice, spec: Spec) -> Report:
     """On crate ``virtio-drivers`` (rcore-os), through the domain of a vDPA device that no bus
     driver is bound to. The device is reset before and after.

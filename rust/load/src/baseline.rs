@@ -1,8 +1,8 @@
 //! What a load through bounce pages is measured against: one thread that copies the same
 //! amount between as much memory.
 
+use crate::report::{Clocks, Report};
 use crate::{Buffers, Direction};
-use std::time::{Duration, Instant};
 
 /// Two sets of equal buffers, all pages in place.
 pub struct Baseline {
@@ -22,9 +22,10 @@ impl Baseline {
     }
 
     /// Copies `requests` blocks one after the other, in turn, the way a request's data goes.
-    pub fn copy(&mut self, requests: u64, direction: Direction) -> Duration {
+    /// There are no latencies in the report.
+    pub fn copy(&mut self, requests: u64, direction: Direction) -> Report {
         let blocks = (self.driver.len() / self.driver.block_size()) as u64;
-        let start = Instant::now();
+        let clocks = Clocks::start();
         for request in 0..requests {
             let block = (request % blocks) as u32;
             let (driver, bounce) = (self.driver.block(block), self.bounce.block(block));
@@ -35,6 +36,12 @@ impl Baseline {
             // SAFETY: two blocks of equal size in different mappings, both ours alone.
             unsafe { from.copy_to_nonoverlapping(to, self.driver.block_size()) };
         }
-        start.elapsed()
+        let mut report = Report {
+            requests,
+            bytes: requests * self.driver.block_size() as u64,
+            ..Report::default()
+        };
+        clocks.stop(&mut report);
+        report
     }
 }

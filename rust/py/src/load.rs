@@ -148,23 +148,22 @@ fn load_virtio_driver<'py>(
 }
 
 #[pyfunction]
-fn copy_baseline(
-    py: Python<'_>,
+fn copy_baseline<'py>(
+    py: Python<'py>,
     block_size: u32,
     depth: u32,
     requests: u64,
-    rounds: u32,
     write: bool,
-) -> PyResult<Vec<f64>> {
+) -> PyResult<Bound<'py, PyDict>> {
     let direction = match write {
         true => Direction::Write,
         false => Direction::Read,
     };
-    py.detach(|| {
+    let report = py.detach(|| {
         let mut baseline = Baseline::new(depth, block_size)?;
-        let round = |_| baseline.copy(requests, direction).as_secs_f64();
-        Ok((0..rounds).map(round).collect())
-    })
+        Ok::<_, std::io::Error>(baseline.copy(requests, direction))
+    })?;
+    to_dict(py, &report)
 }
 
 /// A :class:`vduse.bus.vdpa.VdpaDevice`; its methods are called once a device, with the GIL.
