@@ -13,6 +13,7 @@ __all__ = [
     "BlkDriver",
     "CallSocket",
     "Domain",
+    "KickRelay",
     "Pool",
     "VqLine",
     "copy_baseline",
