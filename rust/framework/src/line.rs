@@ -4,7 +4,7 @@
 //! replaced; while there is none, a kick is remembered (`kicked`), as in the kernel.
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat, readlink};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, readlink};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, read, write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -145,18 +145,23 @@ fn signal(fd: BorrowedFd<'_>) {
     let _ = write(fd, &1u64.to_ne_bytes());
 }
 
-/// Eventfds have no file type of their own; their link in /proc names them.
-fn is_eventfd(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    match readlink(path, Vec::new()) {
-        Ok(target) => Ok(target.as_bytes() == b"anon_inode:[eventfd]"),
-        Err(Errno::NOENT) => Err(Errno::BADF),
-        Err(errno) => Err(errno),
-    }
+pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(link(fd)? == b"anon_inode:[eventfd]")
 }
 
 fn is_pipe(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(FileType::from_raw_mode(fstat(fd)?.st_mode) == FileType::Fifo)
+    Ok(link(fd)?.starts_with(b"pipe:["))
+}
+
+/// What an fd is, from its link in /proc: eventfds have no file type of their own. And the file
+/// itself is not asked: the other side may be the one that answers (FUSE), and never do.
+fn link(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    match readlink(path, Vec::new()) {
+        Ok(target) => Ok(target.into_bytes()),
+        Err(Errno::NOENT) => Err(Errno::BADF),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn nonblocking_dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {

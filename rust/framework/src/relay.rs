@@ -2,6 +2,7 @@
 //! one thread for all of them, in place of the kernel's vhost workers.
 
 use crate::VqLine;
+use crate::line::is_eventfd;
 use rustix::event::epoll;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, write};
@@ -94,17 +95,18 @@ impl KickRelay {
 
     /// Kicks `line` at every signal of `fd`, of which it takes a dup, until
     /// [`KickRelay::unwatch`]. The eventfd is never read, as in the kernel, so neither another
-    /// reader nor a blocking one can hold the thread up. `EINVAL`: a file that cannot be watched.
+    /// reader nor a blocking one can hold the thread up; `EINVAL` for any other kind of file,
+    /// which could.
     pub fn watch(&self, fd: BorrowedFd<'_>, line: Arc<VqLine>) -> Result<u64, Errno> {
+        if !is_eventfd(fd)? {
+            return Err(Errno::INVAL);
+        }
         let fd = fcntl_dupfd_cloexec(fd, 0)?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         self.shared.with(|watches| {
             let watch = watches.next;
             let data = epoll::EventData::new_u64(watch);
-            epoll::add(&self.shared.epoll, &fd, data, flags).map_err(|errno| match errno {
-                Errno::PERM => Errno::INVAL,
-                other => other,
-            })?;
+            epoll::add(&self.shared.epoll, &fd, data, flags)?;
             watches.next += 1;
             watches.lines.insert(watch, (fd, line));
             Ok(watch)
@@ -135,6 +137,7 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::io::read;
+    use rustix::pipe::{PipeFlags, pipe_with};
 
     struct Queue {
         line: Arc<VqLine>,
@@ -206,10 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_file_cannot_be_watched() {
+    fn only_an_eventfd_can_be_watched() {
         let relay = KickRelay::new().unwrap();
         let file = std::fs::File::open("/proc/self/exe").unwrap();
-        let error = relay.watch(file.as_fd(), Queue::new().line).unwrap_err();
-        assert_eq!(error, Errno::INVAL);
+        let (pipe, _writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        for fd in [file.as_fd(), pipe.as_fd(), relay.shared.epoll.as_fd()] {
+            let error = relay.watch(fd, Queue::new().line).unwrap_err();
+            assert_eq!(error, Errno::INVAL);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Perm;
 use crate::sigbus::Guard;
-use rustix::fs::fstatfs;
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
@@ -10,6 +10,9 @@ use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+
+/// The largest huge pages of x86-64.
+const LARGEST_PAGE: usize = 1 << 30;
 
 /// A shared mapping of part of a file, unmapped when its last reference goes.
 #[derive(Debug)]
@@ -118,12 +121,13 @@ impl Drop for Region {
     }
 }
 
-/// Bytes of a page of the file: only whole ones can be mapped, replaced and unmapped.
+/// Bytes that only go together: pages, or the huge pages that a file is made of, which are its
+/// block size. (Some disk file systems name larger blocks: then more is mapped, and no harm.)
+/// Asked without a sync: the other side may serve the file's attributes, and let us wait.
 fn page_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
-    let file_system = fstatfs(fd)?;
-    if file_system.f_type == libc::HUGETLBFS_MAGIC {
-        let size = usize::try_from(file_system.f_bsize).ok();
-        return Ok(size.filter(|&size| size > 0).ok_or(Errno::INVAL)?);
-    }
-    Ok(rustix::param::page_size())
+    let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let block = statx(fd, c"", how, StatxFlags::empty())?.stx_blksize as usize;
+    let page = rustix::param::page_size();
+    let huge = block.is_power_of_two() && (page..=LARGEST_PAGE).contains(&block);
+    Ok(if huge { block } else { page })
 }
