@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +30,9 @@ Figures = list[dict[str, object]]
 
 
 def _requests(quick: bool, step: Step) -> tuple[Table, Figures]:
-    table = Table(title="4 KiB random reads, null device, a request", title_justify="left")
+    table = Table(
+        title="4 KiB random reads, null device, a request", box=SIMPLE, title_justify="left"
+    )
     for name in ("driver", "memory", "ring"):
         table.add_column(name, no_wrap=True, min_width=6)
     for name in ("depth", "kIOPS", "ns", "CPU ns", "driver's", "p99 us"):
@@ -53,6 +56,7 @@ def _requests(quick: bool, step: Step) -> tuple[Table, Figures]:
 def _copies(quick: bool, step: Step) -> tuple[Table, Figures]:
     table = Table(
         title=f"1 MiB through bounce pages, null device (promised: {copies.TARGET:.0%})",
+        box=SIMPLE,
         title_justify="left",
     )
     for name in ("op", "MB/s", "copying thread MB/s", "share", "share of CPU"):
@@ -73,7 +77,7 @@ def _idle(quick: bool, step: Step) -> tuple[Table, Figures]:
     devices, seconds = (100, 1.0) if quick else (1000, 10.0)
     step(f"{devices} idle devices")
     row = idle.measure(devices, seconds)
-    table = Table(title=f"{devices:,} idle devices", title_justify="left")
+    table = Table(title=f"{devices:,} idle devices", box=SIMPLE, title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_row("RSS a device", f"{row.rss / 1024:,.1f} KiB")

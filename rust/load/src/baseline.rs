@@ -4,7 +4,7 @@
 use crate::report::{Clocks, Report};
 use crate::{Buffers, Direction};
 
-/// Two sets of equal buffers, all pages in place.
+/// Two sets of equal buffers.
 pub struct Baseline {
     driver: Buffers,
     bounce: Buffers,
@@ -13,12 +13,10 @@ pub struct Baseline {
 impl Baseline {
     /// `blocks` of `block_size` bytes on either side.
     pub fn new(blocks: u32, block_size: u32) -> std::io::Result<Baseline> {
-        let mut baseline = Baseline {
+        Ok(Baseline {
             driver: Buffers::new(blocks, block_size)?,
             bounce: Buffers::new(blocks, block_size)?,
-        };
-        baseline.copy(blocks.into(), Direction::Write);
-        Ok(baseline)
+        })
     }
 
     /// Copies `requests` blocks one after the other, in turn, the way a request's data goes.

@@ -1,0 +1,59 @@
+"""The load generator on our own driver: through bounce pages and on an arena."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from vduse.control.features import Feature
+from vduse.testing.arena import ArenaBlk
+from vduse.testing.harness import Where, blk_stack
+from vduse.testing.load import Op, Spec, run_ours
+
+VERIFIED = Spec(op="mixed", requests=3000, depth=32, verify=True, span=4 << 20)
+
+
+@pytest.mark.parametrize("where", ["process", "child"])
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("op", ["read", "randwrite", "mixed"])
+def test_bounce_pages_carry_what_is_written(op: Op, packed: bool, where: Where) -> None:
+    with blk_stack(packed=packed, queues=2, where=where) as stack:
+        spec = Spec(op=op, requests=3000, depth=32, verify=True, span=4 << 20)
+        report = run_ours(stack.native, spec)
+        assert (report.requests, report.errors) == (3000, 0), report.messages
+
+
+def test_a_domain_smaller_than_the_load() -> None:
+    with blk_stack(bounce_size=1 << 20) as stack:
+        spec = Spec(op="mixed", block_size=256 << 10, requests=200, depth=32, verify=True)
+        report = run_ours(stack.native, spec)
+        assert report.errors == 0, report.messages
+        assert stack.vdpa.domain.stats()["bounce_bytes_in_use"] == 0
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_an_arena_carries_what_is_written(packed: bool) -> None:
+    without = 0 if packed else Feature.RING_PACKED
+    with blk_stack(packed=True, queues=2, driver="vhost_vdpa") as stack:
+        lines = [stack.vdpa.vq_line(index) for index in range(2)]
+        for _ in range(2):
+            with ArenaBlk(stack.driver, lines, without=without) as blk:
+                report = run_ours(blk.native, VERIFIED, blk.arena)
+                assert report.errors == 0, report.messages
+
+
+def test_a_span_beyond_the_disk_is_refused() -> None:
+    with blk_stack(size=8 << 20) as stack, pytest.raises(ValueError, match="more than the disk"):
+        run_ours(stack.native, Spec(requests=1, span=16 << 20))
+
+
+def test_an_interrupt_ends_the_load() -> None:
+    with blk_stack(backend="null") as stack:
+        timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_ours(stack.native, Spec(seconds=60))
+        timer.join()
+        assert run_ours(stack.native, Spec(requests=10)).errors == 0
