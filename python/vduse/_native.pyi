@@ -130,7 +130,7 @@ class KickRelay:
     def __new__(cls) -> Self: ...
     def watch(self, fd: int, line: VqLine) -> int:
         """Takes a dup of ``fd``; what to call :meth:`unwatch` with. A signal from before
-        counts. OSError EBADF, EINVAL (a file that cannot be watched)."""
+        counts. OSError EBADF, EINVAL (no eventfd)."""
     def unwatch(self, watch: int) -> None:
         """Ends a watch. A kick that is under way may still arrive."""
     def close(self) -> None:

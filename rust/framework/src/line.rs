@@ -5,7 +5,8 @@
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, readlink};
-use rustix::io::{Errno, fcntl_dupfd_cloexec, read, write};
+use rustix::io::{Errno, ReadWriteFlags, fcntl_dupfd_cloexec, preadv2, write};
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -124,7 +125,15 @@ impl VqLine {
     /// Takes the irqs that arrived on the line's own eventfd: how many.
     pub fn take_irqs(&self) -> u64 {
         let mut counter = [0; 8];
-        match read(&self.own_call, &mut counter) {
+        // The device has this eventfd too, and may have made it blocking: NOWAIT is our own.
+        // The offset: that of the file, which has none.
+        let mut buffer = [IoSliceMut::new(&mut counter)];
+        match preadv2(
+            &self.own_call,
+            &mut buffer,
+            u64::MAX,
+            ReadWriteFlags::NOWAIT,
+        ) {
             Ok(8) => u64::from_ne_bytes(counter),
             _ => 0,
         }
@@ -173,6 +182,7 @@ fn nonblocking_dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::io::read;
     use rustix::pipe::{PipeFlags, pipe_with};
 
     fn count(fd: &OwnedFd) -> u64 {
@@ -253,6 +263,18 @@ mod tests {
         line.inject();
         assert_eq!((line.take_irqs(), count(&fd)), (1, 0));
         assert_eq!(line.stats().irqs, 4);
+    }
+
+    /// O_NONBLOCK belongs to the open file, which the device has too.
+    #[test]
+    fn taking_irqs_does_not_block_where_the_device_made_the_eventfd_blocking() {
+        let line = VqLine::new().unwrap();
+        let device = line.with_callfd(|fd| fd.try_clone_to_owned()).unwrap();
+        fcntl_setfl(&device, OFlags::empty()).unwrap();
+        assert_eq!(line.take_irqs(), 0);
+        line.inject();
+        line.inject();
+        assert_eq!(line.take_irqs(), 2);
     }
 
     #[test]
