@@ -31,7 +31,10 @@ Figures = list[dict[str, object]]
 
 def _requests(quick: bool, step: Step) -> tuple[Table, Figures]:
     table = Table(
-        title="4 KiB random reads, null device, a request", box=SIMPLE, title_justify="left"
+        title="4 KiB random reads, null device, a request",
+        box=SIMPLE,
+        collapse_padding=True,
+        title_justify="left",
     )
     for name in ("driver", "memory", "ring"):
         table.add_column(name, no_wrap=True, min_width=6)
