@@ -166,6 +166,12 @@ class BlkStack:
         assert isinstance(self.device, LocalDevice)
         return self.device.blk
 
+    def close_driver(self) -> None:
+        """The vhost_vdpa device is nobody's, until it is used again."""
+        if self._driver is not None:
+            self._driver.close()
+            self._driver = None
+
     def kill_device(self) -> None:
         """Ends the child at once; what it had in flight stays in flight."""
         assert isinstance(self.device, ChildDevice)
@@ -177,9 +183,7 @@ class BlkStack:
 
     def close(self) -> None:
         """From the driver to the device."""
-        if self._driver is not None:
-            self._driver.close()
-            self._driver = None
+        self.close_driver()
         self.framework.dev_del(self.spec.name)
         self.device.close()
 

@@ -243,6 +243,26 @@ class RawDriver:
         answer = self.memory.read(reply, room + 1)
         return answer[-1], answer[:-1], used.length
 
+    # --- live migration and its like --------------------------------------------------------
+
+    def remap(self) -> None:
+        """Maps the same memory anew, under a live device: one IOTLB update."""
+        self._swap(self.memory)
+
+    def migrate(self) -> None:
+        """Stops the queue where it stands, moves ring and data to another file at the same
+        IOVAs, and goes on. What is in flight completes before."""
+        base = self.driver.get_vring_base(0)
+        old = self.memory
+        new = Memory(old.size, old.iova)
+        new.write(0, old.read(0, old.size))
+        self._swap(new)
+        self.memory = self.ring.memory = new
+        old.close()
+        self.driver.set_vring_base(0, base)
+        self.driver.set_vring_enable(0, True)
+        self.kick()
+
     # --- the end ----------------------------------------------------------------------------
 
     def reset(self) -> None:
@@ -283,6 +303,12 @@ class RawDriver:
                 flags |= 0 if last else NEXT
                 self.ring.indirect(offset, place, addr, length, flags, 0 if last else place + 1)
         return self.at(offset), len(chain) * DESCRIPTOR_SIZE, INDIRECT
+
+    def _swap(self, memory: Memory) -> None:
+        self.driver.iotlb_batch_begin()
+        self.driver.iotlb_invalidate(memory.iova, memory.size)
+        self.driver.iotlb_update(memory.iova, memory.size, memory.fd, 0, ACCESS_RW)
+        self.driver.iotlb_batch_end()
 
     def _slots(self, id: int) -> int:
         return len(self._taken[id])
