@@ -181,5 +181,5 @@ class Placer:
 
 
 def _pieces(length: int, cuts: Iterable[int]) -> list[tuple[int, int]]:
-    ends = sorted({cut % length for cut in cuts} - {0}) + [length]
+    ends = [*sorted({cut % length for cut in cuts} - {0}), length]
     return list(zip([0, *ends], ends, strict=False))

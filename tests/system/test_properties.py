@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -55,11 +56,11 @@ class BlkMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._undo = ExitStack()
-        image = self._undo.enter_context(tempfile.NamedTemporaryFile())
-        image.truncate(SECTORS * SECTOR)
+        image = Path(self._undo.enter_context(tempfile.TemporaryDirectory())) / "image"
+        image.write_bytes(bytes(SECTORS * SECTOR))
         self.stack: BlkStack = self._undo.enter_context(
             blk_stack(
-                backend=image.name,
+                backend=str(image),
                 size=None,
                 queue_size=QUEUE_SIZE,
                 packed=True,
@@ -247,8 +248,10 @@ class ChildMachine(BlkMachine):
 
 def _settings(share: int, steps: int) -> settings:
     """A profile's examples, divided."""
+    profile = settings.default
+    assert profile is not None
     return settings(
-        max_examples=max(2, settings.default.max_examples // share),
+        max_examples=max(2, profile.max_examples // share),
         stateful_step_count=steps,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -145,6 +145,17 @@ def test_caller_that_reads_no_answers_is_cut_off(
     assert "answers are not read" in caplog.text
 
 
+def test_a_flood_of_calls_is_served_in_turns(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vduse.channel.server.BURST", 3)
+    for _ in range(5):
+        send_packet(peer.sock, Call(Ioctl.GET_API_VERSION, 7, b"").pack())
+    for answers in (3, 2):
+        assert peer.server.serve()
+        assert all(receive_packet(peer.sock) is not None for _ in range(answers))
+        with pytest.raises(BlockingIOError):
+            receive_packet(peer.sock)
+
+
 def test_end_of_connection(peer: Peer) -> None:
     peer.sock.close()
     assert not peer.server.serve()
@@ -209,6 +220,17 @@ def test_message_and_response(messages: Messages) -> None:
     send_packet(messages.sock, RESPONSE)
     assert messages.server.serve()
     assert messages.node.responses == [RESPONSE]
+
+
+def test_a_flood_of_responses_is_served_in_turns(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vduse.channel.server.BURST", 3)
+    for _ in range(5):
+        send_packet(messages.sock, RESPONSE)
+    for taken in (3, 5):
+        assert messages.server.serve()
+        assert len(messages.node.responses) == taken
 
 
 def test_full_socket_keeps_the_rest_in_order(messages: Messages) -> None:

@@ -29,6 +29,11 @@ from vduse.channel.tap import Tap
 
 log = logging.getLogger(__name__)
 
+#: Packets of one socket served before others have their turn: a peer that sends without end
+#: keeps nobody waiting. More than a socket's buffer holds, so that a dead peer's end is seen in
+#: the same turn as its last packets.
+BURST = 512
+
 
 class CallHandler(Protocol):
     """What answers the calls of one socket: a control node or an open device node."""
@@ -87,10 +92,15 @@ class CallServer:
         self._sock.close()
 
     def serve(self) -> bool:
-        """Answers every call that is there. False: the connection is over; close it."""
+        """Answers the calls that are there, at most :data:`BURST`. False: the connection is
+        over; close it."""
         try:
-            while (packet := receive_packet(self._sock)) is not None:
+            for _ in range(BURST):
+                packet = receive_packet(self._sock)
+                if packet is None:
+                    return False
                 self._answer(packet)
+            return True
         except BlockingIOError:
             return True
         except (OSError, ValueError) as error:
@@ -189,16 +199,21 @@ class MessageServer:
         return True
 
     def serve(self) -> bool:
-        """Takes every answer that is there. False: the connection is over and the node
-        released; close it."""
+        """Takes the answers that are there, at most :data:`BURST`. False: the connection is over
+        and the node released; close it."""
         try:
-            while (packet := receive_packet(self._sock)) is not None:
+            for _ in range(BURST):
+                packet = receive_packet(self._sock)
+                if packet is None:
+                    break
                 if packet.fds:
                     close_fds(packet.fds)
                     raise PacketError("response with fds")
                 if self._tap is not None:
                     self._tap.on_response(self._device, packet.data)
                 self._respond(packet.data)
+            else:
+                return True
         except BlockingIOError:
             return True
         except (OSError, ValueError) as error:

@@ -10,6 +10,8 @@ mod blk;
 mod buffer;
 mod datapath;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handle;
 mod irq;
 mod live;
@@ -18,7 +20,8 @@ mod pool;
 mod queue;
 mod slab;
 mod stats;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the tests use more of it"))]
 mod testing;
 #[cfg(test)]
 mod tests;

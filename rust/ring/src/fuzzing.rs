@@ -1,24 +1,75 @@
 //! Entry functions of the fuzz targets: bytes are a queue's configuration and then a series of
 //! steps of both sides. Each panics where its invariant is broken.
 
-use crate::testing::{DESC, DEVICE, DRIVER, Memory, RECORD, segment};
+use crate::testing::{DESC, DEVICE, DRIVER, Memory, RECORD, Random, segment};
 use crate::{Chain, DeviceQueue, Layout, QueueState, RingError};
+use std::path::Path;
+
+/// Mutated inputs a target, in each test run.
+const MUTATIONS: u64 = 4_000;
+
+/// Runs a target's seeds, and what comes of them by small random changes. With
+/// VDUSE_WRITE_CORPUS=DIR each seed is written to DIR/TARGET/NAME.
+pub fn corpus(target: &str, run: fn(&[u8]), seeds: Vec<(&str, Vec<u8>)>) {
+    if let Some(directory) = std::env::var_os("VDUSE_WRITE_CORPUS") {
+        let directory = Path::new(&directory).join(target);
+        std::fs::create_dir_all(&directory).expect("corpus directory");
+        for (name, bytes) in &seeds {
+            std::fs::write(directory.join(name), bytes).expect("seed");
+        }
+    }
+    for (_, bytes) in &seeds {
+        run(bytes);
+    }
+    let mut random = Random(99);
+    let mut pick = |limit: usize| random.below(limit as u64) as usize;
+    for _ in 0..MUTATIONS {
+        let mut bytes = seeds[pick(seeds.len())].1.clone();
+        for _ in 0..1 + pick(6) {
+            let at = pick(bytes.len());
+            match pick(5) {
+                0 => bytes[at] = pick(256) as u8,
+                1 => bytes[at] ^= 1 << pick(8),
+                2 => bytes.insert(at, pick(256) as u8),
+                3 if bytes.len() > 1 => drop(bytes.remove(at)),
+                _ => {
+                    let other = &seeds[pick(seeds.len())].1;
+                    bytes.extend(&other[pick(other.len())..]);
+                }
+            }
+        }
+        run(&bytes);
+    }
+}
 
 /// The bytes of an input, one after the other; zeros at its end.
-struct Input<'a>(&'a [u8]);
+pub struct Input<'a>(&'a [u8]);
 
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
+impl<'a> Input<'a> {
+    /// Of these bytes.
+    pub fn new(bytes: &'a [u8]) -> Input<'a> {
+        Input(bytes)
+    }
+
+    /// Whether all bytes were taken.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The next one.
+    pub fn byte(&mut self) -> u8 {
         let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
         self.0 = rest;
         *first
     }
 
-    fn word(&mut self) -> u16 {
+    /// The next two, little-endian.
+    pub fn word(&mut self) -> u16 {
         u16::from_le_bytes([self.byte(), self.byte()])
     }
 
-    fn bytes(&mut self, count: usize) -> &[u8] {
+    /// The next `count`, or as many as there are.
+    pub fn bytes(&mut self, count: usize) -> &[u8] {
         let (first, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
         first

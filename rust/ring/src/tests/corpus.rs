@@ -1,18 +1,11 @@
-//! The corpora of the fuzz targets, run here as they are and mutated. With
-//! VDUSE_WRITE_CORPUS=DIR each seed is written to DIR/TARGET/NAME.
+//! The corpora of the fuzz targets, run here as they are and mutated.
 
-use crate::fuzzing::{driver_used, inflight_recover, packed_device, split_device, step};
+use crate::fuzzing::{corpus, driver_used, inflight_recover, packed_device, split_device, step};
 use crate::layout::{DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE};
-use crate::testing::{BASE, DESC, DEVICE, DRIVER, RECORD, Random, SCRATCH};
-use std::path::Path;
-
-/// Mutated inputs a target, in each test run.
-const MUTATIONS: u64 = 4_000;
+use crate::testing::{BASE, DESC, DEVICE, DRIVER, RECORD, SCRATCH};
 
 /// Where the page for indirect tables lies with few descriptors: five pages in.
 const TABLE: u64 = BASE + 5 * 4096;
-
-type Seed = (&'static str, Vec<u8>);
 
 fn poke(part: usize, offset: u16, bytes: &[u8]) -> Vec<u8> {
     let [low, high] = offset.to_le_bytes();
@@ -43,39 +36,6 @@ fn input(config: u8, steps: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = vec![config];
     bytes.extend(steps.concat());
     bytes
-}
-
-/// Runs and perhaps writes the seeds, and what comes of them by small random changes.
-fn corpus(target: &str, run: fn(&[u8]), seeds: Vec<Seed>) {
-    if let Some(directory) = std::env::var_os("VDUSE_WRITE_CORPUS") {
-        let directory = Path::new(&directory).join(target);
-        std::fs::create_dir_all(&directory).expect("corpus directory");
-        for (name, bytes) in &seeds {
-            std::fs::write(directory.join(name), bytes).expect("seed");
-        }
-    }
-    for (_, bytes) in &seeds {
-        run(bytes);
-    }
-    let mut random = Random(99);
-    let mut pick = |limit: usize| random.below(limit as u64) as usize;
-    for _ in 0..MUTATIONS {
-        let mut bytes = seeds[pick(seeds.len())].1.clone();
-        for _ in 0..1 + pick(6) {
-            let at = pick(bytes.len());
-            match pick(5) {
-                0 => bytes[at] = pick(256) as u8,
-                1 => bytes[at] ^= 1 << pick(8),
-                2 => bytes.insert(at, pick(256) as u8),
-                3 if bytes.len() > 1 => drop(bytes.remove(at)),
-                _ => {
-                    let other = &seeds[pick(seeds.len())].1;
-                    bytes.extend(&other[pick(other.len())..]);
-                }
-            }
-        }
-        run(&bytes);
-    }
 }
 
 #[test]
