@@ -34,7 +34,6 @@ impl Mailbox {
     }
 
     /// Takes everything; `into` is empty and lends its memory.
-    /// Takes everything; `into` is empty and lends its memory.
     pub(crate) fn take(&self, into: &mut Mail) {
         if let Some(mail) = &mut *self.lock() {
             std::mem::swap(mail, into);

@@ -2,8 +2,8 @@
 //!
 //! A chunk is idle (0), in use by that many mappings, or claimed by reclaim. Mapping and
 //! reclaiming exclude each other without a lock: a mapping waits for the claim of its own chunk
-//! to end (one punched hole, microseconds), and only an idle chunk can be claimed. Checked with
-//! loom: `RUSTFLAGS="--cfg loom" cargo test -p vduse-framework --release --lib chunks`.
+//! to end (one punched hole, microseconds), and only an idle chunk can be claimed. Checked
+//! over all interleavings by loom (tools/loom).
 
 #[cfg(all(test, loom))]
 use loom::sync::atomic::{AtomicU32, Ordering};
@@ -116,7 +116,7 @@ mod tests {
 }
 
 #[cfg(all(test, loom))]
-mod model {
+mod loom_tests {
     use super::*;
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
@@ -143,7 +143,7 @@ mod model {
     }
 
     #[test]
-    fn chunks_reclaim_never_touches_a_mapped_chunk() {
+    fn loom_reclaim_never_touches_a_mapped_chunk() {
         loom::model(|| {
             let shared = Arc::new(Shared {
                 chunks: Chunks::new(1),
