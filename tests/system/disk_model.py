@@ -94,6 +94,10 @@ class Request:
         """All device-writable bytes, status included."""
         return {T_IN: self.count * SECTOR, T_GET_ID: len(SERIAL)}.get(self.kind, 0) + 1
 
+    def moved(self, old: Memory, new: Memory) -> None:
+        """What lay in one memory lies in the other now."""
+        self.places = [(new if at[0] is old else at[0], *at[1:]) for at in self.places]
+
     def touches(self, other: Request) -> bool:
         """Whether the two must not be in flight together for their outcome to be known."""
         changes = self.kind in CHANGES or other.kind in CHANGES

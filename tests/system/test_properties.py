@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -40,11 +40,38 @@ SECTORS = 256
 QUEUE_SIZE = 16
 _WINDOWS = (0x4000_0000, 0x7FFF_FFFF_F000, 0x5000_0000)
 
-kinds = st.sampled_from(
-    [T_IN, T_IN, T_OUT, T_OUT, T_OUT, T_FLUSH, T_DISCARD, T_WRITE_ZEROES, T_GET_ID]
+#: Descriptors of the longest chain: a message and a reply cut at three places each.
+MOST_PARTS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request to make, and how to cut it into descriptors."""
+
+    kind: int
+    sector: int
+    count: int
+    cuts: list[int]
+    reply_cuts: list[int]
+    in_window: list[bool]
+    indirect: bool
+
+
+_cuts = st.lists(st.integers(0, 1 << 16), max_size=3)
+plans = st.builds(
+    Plan,
+    kind=st.sampled_from([T_OUT, T_OUT, T_IN, T_IN, T_FLUSH, T_DISCARD, T_WRITE_ZEROES, T_GET_ID]),
+    sector=st.integers(0, SECTORS - 1),
+    count=st.integers(1, 24),
+    cuts=_cuts,
+    reply_cuts=_cuts,
+    in_window=st.lists(st.booleans(), min_size=1, max_size=4),
+    indirect=st.booleans(),
 )
-cuts = st.lists(st.integers(0, 1 << 16), max_size=5)
-places = st.lists(st.booleans(), min_size=1, max_size=4)
+#: Requests made available at once, and whether a kick follows. What happens to a device happens
+#: right behind one.
+Burst = tuple[list[Plan], bool]
+bursts = st.tuples(st.lists(plans, min_size=1, max_size=6), st.booleans())
 
 
 class BlkMachine(RuleBasedStateMachine):
@@ -85,45 +112,31 @@ class BlkMachine(RuleBasedStateMachine):
 
     # --- requests ---------------------------------------------------------------------------
 
-    @rule(
-        kind=kinds,
-        sector=st.integers(0, SECTORS - 1),
-        count=st.integers(1, 24),
-        cuts=cuts,
-        reply_cuts=cuts,
-        in_window=places,
-        indirect=st.booleans(),
-        kick=st.booleans(),
-    )
-    def submit(
-        self,
-        kind: int,
-        sector: int,
-        count: int,
-        cuts: list[int],
-        reply_cuts: list[int],
-        in_window: list[bool],
-        indirect: bool,
-        kick: bool,
-    ) -> None:
-        if kind in (T_FLUSH, T_GET_ID):
-            sector = count = 0
-        request = Request(kind, sector, min(count, SECTORS - sector))
-        if kind == T_OUT:
+    @rule(burst=bursts)
+    def submit(self, burst: Burst) -> None:
+        plans, kick = burst
+        for plan in plans:
+            self._submit(plan)
+        if kick:
+            self.raw.kick()
+
+    def _submit(self, plan: Plan) -> None:
+        has_range = plan.kind not in (T_FLUSH, T_GET_ID)
+        count = min(plan.count, SECTORS - plan.sector) if has_range else 0
+        request = Request(plan.kind, plan.sector if has_range else 0, count)
+        if plan.kind == T_OUT:
             request.stamp = self.model.stamp()
         if (
             any(request.touches(other) for other in self.flying.values())
-            or self.raw.room < QUEUE_SIZE - 4
+            or self.raw.room < MOST_PARTS
             or not self.placer.has_room(self.raw, request)
         ):
             self.finish()
-        chain = self.placer.place(self.raw, request, cuts, reply_cuts, in_window)
+        chain = self.placer.place(self.raw, request, plan.cuts, plan.reply_cuts, plan.in_window)
         has_indirect = bool(self.raw.features & Feature.INDIRECT_DESC)
-        id = self.raw.submit(chain, indirect=indirect and has_indirect)
+        id = self.raw.submit(chain, indirect=plan.indirect and has_indirect)
         assert id not in self.flying
         self.flying[id] = request
-        if kick:
-            self.raw.kick()
 
     @rule()
     def look(self) -> None:
@@ -142,20 +155,25 @@ class BlkMachine(RuleBasedStateMachine):
 
     # --- what happens to a device -----------------------------------------------------------
 
-    @rule(packed=st.booleans(), event_idx=st.booleans(), indirect=st.booleans())
-    def reset(self, packed: bool, event_idx: bool, indirect: bool) -> None:
+    @rule(burst=bursts, packed=st.booleans(), event_idx=st.booleans(), indirect=st.booleans())
+    def reset(self, burst: Burst, packed: bool, event_idx: bool, indirect: bool) -> None:
+        self.submit(burst)
         self._end_driver()
         self.start(packed, event_idx, indirect)
 
-    @rule()
-    def map_the_same_memory_anew(self) -> None:
+    @rule(burst=bursts)
+    def map_the_same_memory_anew(self, burst: Burst) -> None:
+        self.submit(burst)
         self.raw.remap()
 
-    @rule()
-    def migrate(self) -> None:
+    @rule(burst=bursts)
+    def migrate(self, burst: Burst) -> None:
         """The queue is stopped and started, its memory another file."""
-        self.finish()
+        self.submit(burst)
+        before = self.raw.memory
         self.raw.migrate()
+        for request in self.flying.values():
+            request.moved(before, self.raw.memory)
 
     @rule()
     def move_the_window(self) -> None:
@@ -170,19 +188,24 @@ class BlkMachine(RuleBasedStateMachine):
         driver.iotlb_batch_end()
         old.close()
 
-    @rule()
-    def replace_the_device(self) -> None:
+    @rule(burst=bursts)
+    def replace_the_device(self, burst: Burst) -> None:
         """Another instance takes over; what was not taken yet, it takes."""
+        self.submit(burst)
         self.stack.device.close()
         self.stack.replace_device()
 
     @rule(
+        burst=bursts,
         writes=st.lists(st.tuples(st.integers(0, SECTORS - 24), st.integers(1, 24)), max_size=4),
         shrink=st.booleans(),
         packed=st.booleans(),
     )
-    def rebind(self, writes: list[tuple[int, int]], shrink: bool, packed: bool) -> None:
+    def rebind(
+        self, burst: Burst, writes: list[tuple[int, int]], shrink: bool, packed: bool
+    ) -> None:
         """virtio_vdpa has the device for a while, through bounce pages that are reclaimed."""
+        self.submit(burst)
         self._end_driver()
         self.stack.close_driver()
         name, framework = self.stack.spec.name, self.stack.framework
@@ -237,11 +260,9 @@ class ChildMachine(BlkMachine):
 
     where = "child"
 
-    @precondition(lambda self: len(self.flying) > 0)
-    @rule(kick=st.booleans())
-    def kill_the_device(self, kick: bool) -> None:
-        if kick:
-            self.raw.kick()
+    @rule(burst=bursts)
+    def kill_the_device(self, burst: Burst) -> None:
+        self.submit(burst)
         self.stack.kill_device()
         self.stack.replace_device()
 
