@@ -10,10 +10,19 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 from tests import means
 
 IN_CI = os.environ.get("CI") == "true"
+
+
+# pytest's --hypothesis-profile chooses another: "long" for a search by hand. In CI every run is
+# the same.
+settings.register_profile("ci", derandomize=True, database=None, deadline=None)
+settings.register_profile("dev", deadline=None)
+settings.register_profile("long", deadline=None, max_examples=5000)
+settings.load_profile("ci" if IN_CI else "dev")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

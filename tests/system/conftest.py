@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import settings
 
 from tests.system.stage import LogWatch, Stage
 from vduse.testing.harness import BlkPark
-
-# pytest's --hypothesis-profile chooses. In CI every run is the same.
-settings.register_profile("ci", derandomize=True, database=None, max_examples=100)
-settings.register_profile("dev", max_examples=100)
-settings.register_profile("long", max_examples=5000)
-settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Random programs of legal drivers, with everything that may happen to a device thrown in: what
 is acknowledged is what is read, and every request completes once or is lost by a reset.
 
-    pytest tests/system/test_properties.py --hypothesis-profile=long
+    make test ARGS="--hypothesis-profile=long -k acknowledged"
 """
 
 from __future__ import annotations
