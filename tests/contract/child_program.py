@@ -77,7 +77,7 @@ def _send(sock: socket.socket, values: tuple[Any, ...]) -> list[int]:
 
 def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]] | None:
     """The values, fds as their numbers, and the fds; None: the other end is gone."""
-    data, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 4)
+    data, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 4, socket.MSG_CMSG_CLOEXEC)
     if not data:
         return None
     values: tuple[Any, ...] = pickle.loads(data)
@@ -319,6 +319,9 @@ class ChildNode:
 
     def interrupt(self) -> None:
         os.eventfd_write(self._stop, 1)
+
+    def clear_interrupt(self) -> None:
+        os.eventfd_read(self._stop)
 
     def ioctl(self, nr: int, payload: bytes, fd: int | None = None) -> bytes:
         passed = None if fd is None else _Fd(fd)

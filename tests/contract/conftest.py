@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.contract.devices import RawDevice
+from tests.contract.devices import BOUNCE, RawDevice
 from tests.contract.embedded import EmbeddedPlatform
-from tests.contract.ports import Platform, Program, Where
+from tests.contract.ports import Disk, Platform, Program, Where
 from vduse.bus.driver import Driver
 
 #: Everything there is: name, profile, where device programs run, and how to make one.
@@ -91,3 +91,13 @@ def eventfd() -> Iterator[Callable[[], int]]:
     yield make
     for fd in made:
         os.close(fd)
+
+
+@pytest.fixture
+def disk(platform: Platform, served: RawDevice) -> Iterator[Disk]:
+    """``vd0`` (bounce region of 1 MiB) as a block device under virtio_vdpa. Nobody serves its
+    virtqueue but the test."""
+    platform.set_attribute("vd0", "bounce_size", BOUNCE)
+    platform.dev_add("vd0", "virtio_vdpa")
+    yield platform.disk("vd0")
+    platform.dev_del("vd0")

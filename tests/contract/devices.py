@@ -38,6 +38,8 @@ STARTED = int(Status.ACKNOWLEDGE | Status.DRIVER)
 AGREED = STARTED | int(Status.FEATURES_OK)
 LIVE = AGREED | int(Status.DRIVER_OK)
 
+#: Bytes of the bounce region in tests that fill it.
+BOUNCE = 1 << 20
 #: Sectors of a raw block device.
 SECTORS = 2048
 
@@ -162,6 +164,7 @@ class RawDevice:
             self._thread.join(DEADLINE)
             assert not self._thread.is_alive()
             self._thread = None
+            self.node.clear_interrupt()
 
     def _serve(self) -> None:
         try:

@@ -52,6 +52,9 @@ class LocalNode:
     def interrupt(self) -> None:
         os.eventfd_write(self._stop, 1)
 
+    def clear_interrupt(self) -> None:
+        os.eventfd_read(self._stop)
+
     def ioctl(self, nr: int, payload: bytes, fd: int | None = None) -> bytes:
         return _call(self._embedded.resolver(), nr, payload, [] if fd is None else [fd])
 

@@ -38,7 +38,10 @@ class Node(Protocol):
         :meth:`interrupt` ends the wait."""
 
     def interrupt(self) -> None:
-        """Ends a wait, and every later one."""
+        """Ends a wait, and every later one until :meth:`clear_interrupt`."""
+
+    def clear_interrupt(self) -> None:
+        """After :meth:`interrupt`."""
 
     def ioctl(self, nr: int, payload: bytes, fd: int | None = None) -> bytes:
         """Any ioctl: the struct as written back. An fd of the answer is closed. OSError."""
