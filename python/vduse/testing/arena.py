@@ -4,6 +4,7 @@ port: what a driver over vhost_vdpa does, without bounce pages and without a cop
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -25,18 +26,22 @@ class ArenaBlk:
     def __init__(
         self,
         driver: Driver,
-        lines: Sequence[_native.VqLine],
+        lines: Sequence[_native.VqLine] | int,
         *,
         size: int = 64 << 20,
         iova: int = 1 << 32,
         queue_size: int = 128,
         without: int = 0,
     ) -> None:
-        """``lines``: kick and irq of the queues to use. ``size``: bytes of the arena, first
+        """``lines``: kick and irq of the queues to use, or how many queues to use with eventfds
+        of our own (VHOST_SET_VRING_KICK and _CALL). ``size``: bytes of the arena, first
         byte at ``iova``. ``without``: feature bits not to accept. OSError EPROTO: the device
         refuses the features."""
         self._driver = driver
         self._stopped = False
+        own = lines if isinstance(lines, int) else 0
+        if isinstance(lines, int):
+            lines = [_native.VqLine() for _ in range(lines)]
         driver.set_status(0)
         driver.set_status(Status.ACKNOWLEDGE)
         driver.set_status(_STARTED)
@@ -57,9 +62,20 @@ class ArenaBlk:
             driver.set_vring_num(index, queue_size)
             driver.set_vring_addr(index, *self.native.areas(index))
             driver.set_vring_base(index, PACKED_START if packed else 0)
+            if index < own:
+                self._watch(index, lines[index])
             driver.set_vring_enable(index, True)
         driver.set_status(_AGREED | Status.DRIVER_OK)
         self.native.start()
+
+    def _watch(self, index: int, line: _native.VqLine) -> None:
+        kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            line.set_kickfd(kick)
+            self._driver.set_vring_kick(index, kick)
+        finally:
+            os.close(kick)  # both hold it
+        self._driver.set_vring_call(index, line.callfd)
 
     def close(self) -> None:
         """Resets the device; what is outstanding ends with ENODEV."""
