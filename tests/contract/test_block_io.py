@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
@@ -84,7 +85,10 @@ def round_trip(platform: Platform, bus_driver: str, number: int) -> None:
     driver.close()
 
 
-def check(pwrite, pread, number: int) -> None:  # type: ignore[no-untyped-def]
+def check(
+    pwrite: Callable[[bytes, int], int], pread: Callable[[int, int], bytes], number: int
+) -> None:
+    """Block ``number`` is written, its predecessor still there."""
     size = 64 * KIB
     if number:
         assert pread(size, (number - 1) * size) == pattern(number - 1, size)
@@ -273,10 +277,17 @@ def round_trip_again(driver: Driver, packed: bool) -> None:
 # --- the program dies ----------------------------------------------------------------------
 
 
+class Queue(Protocol):
+    """Where requests go: a disk, or a driver on memory of its own."""
+
+    def submit(self, batch: Sequence[tuple[str, int, Any]]) -> list[int]: ...
+    def reap(self, minimum: int = 1, timeout: float | None = None) -> list[tuple[int, int]]: ...
+
+
 class Flow:
     """Numbered blocks written through a disk or an arena, each to a place of its own."""
 
-    def __init__(self, port, size: int = 64 * KIB) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, port: Queue, size: int = 64 * KIB) -> None:
         self._port = port
         self._size = size
         self._places: dict[int, int] = {}

@@ -110,7 +110,7 @@ def test_poll_in_while_messages_are_unread(platform: Platform, device: RawDevice
     device.stop()
 
 
-@pytest.mark.row("message.poll-broken", "difference.poll-broken")
+@pytest.mark.row("message.poll-broken", "difference.poll")
 def test_poll_tells_of_a_broken_device(platform: Platform, device: RawDevice) -> None:
     platform.set_attribute("vd0", "msg_timeout", platform.short_timeout)
     platform.dev_add("vd0", "vhost_vdpa")

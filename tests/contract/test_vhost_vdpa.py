@@ -167,6 +167,8 @@ def test_an_update_that_the_device_refuses_is_eio(
     served.reply = refuse
     with refused(errno.EIO):
         driver.iotlb_update(PAGE, PAGE, memory, 0, ACCESS_RW)
+    with refused(errno.EINVAL):
+        served.channel.iotlb_get_fd(0, ALL)
     served.reply = ok
     driver.iotlb_update(PAGE, PAGE, memory, 0, ACCESS_RW)
 

@@ -1,0 +1,85 @@
+"""The suite holds every row of docs/kernel-behaviour.md, and knows nothing but the ports."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs/kernel-behaviour.md"
+#: What tests may import of ours. How a platform is made is embedded.py's affair.
+ALLOWED = {
+    "tests.contract",
+    "vduse.bus.driver",
+    "vduse.channel.base",
+    "vduse.control",
+    "vduse.testing.arena",
+    "vduse.testing.rings",
+}
+
+
+def written_tests() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Every test of the suite, with its file's name."""
+    for path in sorted(HERE.glob("test_*.py")):
+        if path == Path(__file__):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                yield path.name, node
+
+
+def marked_rows(test: ast.FunctionDef) -> set[str]:
+    """The rows of a test's ``row`` marks."""
+    return {
+        argument.value
+        for mark in test.decorator_list
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.row"
+        for argument in mark.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+    }
+
+
+def rows() -> list[str]:
+    """The page's rows, in its order; intended differences may name one again."""
+    return re.findall(r"^\| `([a-z0-9.-]+)` \|", PAGE.read_text(), re.MULTILINE)
+
+
+def test_every_row_has_a_test() -> None:
+    covered = {row for _, test in written_tests() for row in marked_rows(test)}
+    assert [row for row in rows() if row not in covered] == []
+
+
+def test_every_test_shows_a_row_of_the_page() -> None:
+    known = set(rows())
+    assert len(known) > 100
+    wrong = [
+        f"{name}: {test.name}"
+        for name, test in written_tests()
+        if not marked_rows(test) or marked_rows(test) - known
+    ]
+    assert wrong == []
+
+
+def test_no_row_stands_twice_but_among_the_differences() -> None:
+    above = PAGE.read_text().split("## Intended differences")[0]
+    found = re.findall(r"^\| `([a-z0-9.-]+)` \|", above, re.MULTILINE)
+    assert len(found) == len(set(found))
+
+
+def test_tests_know_the_ports_only() -> None:
+    wrong = []
+    for path in HERE.glob("*.py"):
+        if path.name in ("embedded.py", "embedded_program.py", "child_program.py", "conftest.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            ours = node.module.startswith(("vduse", "tests"))
+            if ours and not any(
+                node.module == allowed or node.module.startswith(allowed + ".")
+                for allowed in ALLOWED
+            ):
+                wrong.append(f"{path.name}: {node.module}")
+    assert wrong == []
