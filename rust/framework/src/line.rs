@@ -4,12 +4,13 @@
 //! replaced; while there is none, a kick is remembered (`kicked`), as in the kernel.
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, readlink};
-use rustix::io::{Errno, ReadWriteFlags, fcntl_dupfd_cloexec, preadv2, write};
+use rustix::fs::readlink;
+use rustix::io::{Errno, ReadWriteFlags, fcntl_dupfd_cloexec, preadv2};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
+use vduse_ring::notify;
 
 /// What went over a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,10 +25,10 @@ pub struct LineStats {
 #[derive(Debug)]
 pub struct VqLine {
     ready: AtomicBool,
-    kick: RwLock<Option<OwnedFd>>,
+    kick: RwLock<Option<Arc<OwnedFd>>>,
     kicked: AtomicBool,
     own_call: OwnedFd,
-    foreign_call: RwLock<Option<OwnedFd>>,
+    foreign_call: RwLock<Option<Arc<OwnedFd>>>,
     kicks: AtomicU64,
     irqs: AtomicU64,
 }
@@ -51,7 +52,7 @@ impl VqLine {
     /// eventfd.
     pub fn set_kickfd(&self, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
         let fd = match fd {
-            Some(fd) if is_eventfd(fd)? => Some(nonblocking_dup(fd)?),
+            Some(fd) if is_eventfd(fd)? => Some(Arc::new(nonblocking_dup(fd)?)),
             Some(_) => return Err(Errno::INVAL),
             None => None,
         };
@@ -70,9 +71,9 @@ impl VqLine {
             return;
         }
         self.kicks.fetch_add(1, Ordering::Relaxed);
-        let kick = self.kick.read().unwrap_or_else(PoisonError::into_inner);
-        match &*kick {
-            Some(fd) => signal(fd.as_fd()),
+        // Not under the lock: whoever signals waits for nobody.
+        match current(&self.kick) {
+            Some(fd) => notify::signal(fd.as_fd()),
             None => self.kicked.store(true, Ordering::Release),
         }
     }
@@ -91,7 +92,7 @@ impl VqLine {
     /// line's own eventfd. `EINVAL` for any other kind of file: an irq writes into it.
     pub fn set_callfd(&self, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
         let fd = match fd {
-            Some(fd) if is_eventfd(fd)? || is_pipe(fd)? => Some(nonblocking_dup(fd)?),
+            Some(fd) if is_eventfd(fd)? || is_pipe(fd)? => Some(Arc::new(nonblocking_dup(fd)?)),
             Some(_) => return Err(Errno::INVAL),
             None => None,
         };
@@ -104,17 +105,16 @@ impl VqLine {
 
     /// Calls `f` with the fd that an irq signals now.
     pub fn with_callfd<T>(&self, f: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
-        let foreign = self
-            .foreign_call
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        f(foreign.as_ref().unwrap_or(&self.own_call).as_fd())
+        match current(&self.foreign_call) {
+            Some(fd) => f(fd.as_fd()),
+            None => f(self.own_call.as_fd()),
+        }
     }
 
     /// An irq: signals the call fd. Never blocks, never runs driver code on this stack.
     pub fn inject(&self) {
         self.irqs.fetch_add(1, Ordering::Relaxed);
-        self.with_callfd(signal);
+        self.with_callfd(notify::signal);
     }
 
     /// The line's own eventfd, which a driver in this process polls.
@@ -148,12 +148,6 @@ impl VqLine {
     }
 }
 
-/// One event. A full counter or pipe (`EAGAIN`) is already readable, and a reader that is gone
-/// needs no event: no error is of use here.
-fn signal(fd: BorrowedFd<'_>) {
-    let _ = write(fd, &1u64.to_ne_bytes());
-}
-
 pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(link(fd)? == b"anon_inode:[eventfd]")
 }
@@ -175,14 +169,19 @@ fn link(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
 
 fn nonblocking_dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let fd = fcntl_dupfd_cloexec(fd, 3)?;
-    fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+    notify::make_nonblocking(fd.as_fd())?;
     Ok(fd)
+}
+
+fn current(slot: &RwLock<Option<Arc<OwnedFd>>>) -> Option<Arc<OwnedFd>> {
+    slot.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::io::read;
+    use rustix::fs::{OFlags, fcntl_setfl};
+    use rustix::io::{read, write};
     use rustix::pipe::{PipeFlags, pipe_with};
 
     fn count(fd: &OwnedFd) -> u64 {

@@ -8,6 +8,7 @@ mod driver;
 pub mod fuzzing;
 mod inflight;
 mod layout;
+pub mod notify;
 mod packed;
 mod shared;
 #[cfg(any(test, feature = "fuzzing"))]
