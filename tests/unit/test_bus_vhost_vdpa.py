@@ -133,6 +133,31 @@ def test_open_resets_and_is_ebusy_if_open(vhost: VhostVdpa, vdpa: FakeVdpa) -> N
     vhost.open()
 
 
+def test_an_interrupted_close_leaves_nobody_in_it(
+    vhost: VhostVdpa, vdpa: FakeVdpa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = vhost.open()
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vdpa, "reset", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            opened.close()
+    assert not vhost.busy
+    vhost.open().close()
+
+
+@pytest.mark.parametrize("value", [-2, 2**64])
+def test_values_of_more_than_64_bits_are_einval(opened: VhostVdpaFile, value: int) -> None:
+    """They would fail in the structs that answer the device's ioctls."""
+    assert fails(opened.set_features, value) == errno.EINVAL
+    assert fails(opened.set_vring_addr, 0, value, 0, 0) == errno.EINVAL
+    assert fails(opened.set_vring_addr, 0, 0, 0, value) == errno.EINVAL
+    assert fails(opened.set_vring_base, 0, value) == errno.EINVAL
+
+
 def test_after_unbind_nobody_opens(vhost: VhostVdpa) -> None:
     opened = vhost.open()
     vhost.remove()

@@ -7,14 +7,16 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.unit.raw_device import Caller, RawDevice, blk_config, refuse
+from tests.unit.raw_device import Caller, RawDevice, blk_config, ok, refuse
 from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, DeviceTimedOut
+from vduse.channel.tap import Recorder
 from vduse.control.abi import (
+    DevRequest,
     DevResponse,
     ExtCall,
     Ioctl,
@@ -175,6 +177,76 @@ def test_a_forked_child_may_not_use_it(framework: Framework) -> None:
             os._exit(0)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_destroy_tells_a_tap_with_no_lock_held() -> None:
+    class Asking(Recorder):
+        def on_close(self, device: str) -> None:
+            found.append(list(made.devices))
+
+    found: list[list[str]] = []
+    with Framework(tap=Asking()) as made:
+        control = Caller(made.control())
+        device = RawDevice(control, blk_config())
+        device.messages.shutdown(socket.SHUT_RDWR)
+        # In one packet burst with the end of the device's program: DESTROY looks at it first.
+        control.sock.settimeout(30)
+        control.call(Ioctl.DESTROY_DEV, pack_name("vd0"))
+        assert found == [["vd0"]]
+        device.close()
+        control.close()
+
+
+def test_a_bind_that_comes_after_dev_del_finds_nothing(
+    framework: Framework, device: RawDevice
+) -> None:
+    """It waited for the device's lock while dev_del held it."""
+    framework.dev_add("vd0", driver="vhost_vdpa")
+    asked, go_on = threading.Event(), threading.Event()
+
+    def held(request: DevRequest) -> DevResponse:
+        asked.set()
+        assert go_on.wait(30)
+        return ok(request)
+
+    device.reply = held
+    opening = threading.Thread(target=framework.bus.bind, args=("vd0", "virtio_vdpa"))
+    opening.start()
+    assert asked.wait(30)
+    refused: list[BaseException] = []
+
+    def late(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except DeviceNotFound as error:
+            refused.append(error)
+
+    late_calls = [
+        threading.Thread(target=late, args=(lambda: framework.dev_del("vd0"),)),
+        threading.Thread(target=late, args=(lambda: framework.dev_del("vd0"),)),
+        threading.Thread(target=late, args=(lambda: framework.bus.bind("vd0", "vhost_vdpa"),)),
+    ]
+    for thread in late_calls:
+        thread.start()
+    device.reply = ok
+    go_on.set()
+    for thread in (opening, *late_calls):
+        thread.join(30)
+    assert len(refused) in (1, 2)  # the bind came first, or it did not
+    assert framework.bus.devices == {}
+    assert not framework.device("vd0").attached
+    framework.dev_add("vd0", driver=None)
+
+
+def test_bus_entries_wait_for_no_other_of_their_name(
+    framework: Framework, device: RawDevice
+) -> None:
+    old = framework.dev_add("vd0", driver=None)
+    framework.dev_del("vd0")
+    framework.dev_add("vd0", driver=None)
+    with pytest.raises(DeviceNotFound):
+        framework.bus.remove(old)
+    assert framework.bus.devices == {"vd0": None}
 
 
 class TestListen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import select
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from vduse.bus.errors import DeviceRefused, DeviceTimedOut
-from vduse.control.abi import DevRequest, DevResponse, GetVqState, SetStatus, UpdateIotlb
+from vduse.control.abi import (
+    DevRequest,
+    DevResponse,
+    GetVqState,
+    SetStatus,
+    SetVqGroupAsid,
+    UpdateIotlb,
+)
 from vduse.framework import messages
 from vduse.framework.messages import MessageQueue
 
@@ -100,18 +108,6 @@ def test_unknown_id_is_enoent_and_reserved_is_einval(pool: ThreadPoolExecutor) -
     sent.result(30)
 
 
-def test_put_back_makes_it_the_next_again(pool: ThreadPoolExecutor) -> None:
-    queue = Queue()
-    first, second = send(pool, queue, 1), send(pool, queue, 3)
-    data = queue.take()
-    assert data is not None
-    queue.put_back(data)
-    assert queue.take() == data
-    queue.answer(DevResponse(DevRequest.unpack(data).request_id))
-    queue.answer(DevResponse(queue.take_request().request_id))
-    first.result(30), second.result(30)
-
-
 def test_replay_puts_unanswered_messages_at_the_head_in_order(pool: ThreadPoolExecutor) -> None:
     queue = Queue()
     sent = [send(pool, queue, status) for status in (1, 3, 0xB)]
@@ -190,3 +186,10 @@ def test_no_device_program_is_needed_to_send(pool: ThreadPoolExecutor) -> None:
     queue.replay()
     queue.answer(DevResponse(queue.take_request().request_id))
     sent.result(30)
+
+
+def test_a_message_that_fits_no_struct_is_its_sender_s_error() -> None:
+    queue = Queue()
+    with pytest.raises(struct.error):
+        queue.send(SetVqGroupAsid(-1, 0), 0)
+    assert queue.take() is None

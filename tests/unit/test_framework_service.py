@@ -82,3 +82,32 @@ def test_close_closes_every_endpoint_and_takes_no_more() -> None:
     service.close()
     assert endpoint.closed.is_set()
     service.run(lambda: pytest.fail("ran"))
+
+
+def test_an_endpoint_that_fails_to_close_harms_no_other(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = Endpoint(fails=True), Endpoint()
+
+    def close() -> None:
+        os.close(bad.fd)
+        bad.closed.set()
+        raise RuntimeError("fault")
+
+    monkeypatch.setattr(bad, "close", close)
+    service.add(bad)
+    assert bad.closed.wait(30)
+    service.add(good)
+    assert good.served.acquire(timeout=30)
+
+
+def test_an_endpoint_that_cannot_be_watched_is_closed(service: Service) -> None:
+    class Unwatchable(Endpoint):
+        def fileno(self) -> int:
+            return file
+
+    with open(os.devnull) as devnull:
+        file = devnull.fileno()  # EPERM of epoll, as ENOSPC past its limit
+        unwatched = Unwatchable()
+        service.add(unwatched)
+        assert unwatched.closed.wait(30)

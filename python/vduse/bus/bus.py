@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from vduse import _native
@@ -39,6 +41,8 @@ class _Entry:
         self.lock = threading.RLock()
         self.driver: str | None = None
         self.binding: Binding | None = None
+        #: Off the bus: whoever has waited for ``lock`` comes too late.
+        self.removed = False
 
 
 class Bus:
@@ -65,19 +69,21 @@ class Bus:
                 raise DeviceExists(f"{vdpa.name} is on the vDPA bus already")
             self._entries[vdpa.name] = _Entry(vdpa)
 
-    def remove(self, name: str) -> None:
-        """Unbinds the device and takes it off. DeviceNotFound; DeviceBusy: open."""
-        entry = self._find(name)
-        with entry.lock:
+    def remove(self, vdpa: VdpaDevice) -> None:
+        """Unbinds the device and takes it off. DeviceNotFound: it left already (another of its
+        name may be there); DeviceBusy: open."""
+        with self._locked(vdpa.name) as entry:
+            if entry.vdpa is not vdpa:
+                raise DeviceNotFound(f"{vdpa.name} has left the vDPA bus")
             self._unbind(entry)
             with self._lock:
-                self._entries.pop(name, None)
+                entry.removed = True
+                self._entries.pop(vdpa.name, None)
 
     def bind(self, name: str, driver: str) -> VirtioVdpa | VhostVdpa:
         """Binds a driver, in place of the one that is bound; returns it. DeviceNotFound;
         NoDriver; DeviceBusy; whatever the driver's probe raises (nothing is bound then)."""
-        entry = self._find(name)
-        with entry.lock:
+        with self._locked(name) as entry:
             if driver not in self.DRIVERS:
                 raise NoDriver(f"no driver {driver!r}: choose one of {', '.join(self.DRIVERS)}")
             self._unbind(entry)
@@ -88,8 +94,7 @@ class Bus:
 
     def unbind(self, name: str) -> None:
         """Leaves the device without a driver. DeviceNotFound; DeviceBusy."""
-        entry = self._find(name)
-        with entry.lock:
+        with self._locked(name) as entry:
             self._unbind(entry)
 
     def virtio(self, name: str) -> VirtioVdpa:
@@ -117,6 +122,7 @@ class Bus:
             self._entries.clear()
         for entry in entries:
             with entry.lock:
+                entry.removed = True
                 if entry.binding is not None:
                     entry.binding.remove()
                 entry.driver = entry.binding = None
@@ -125,6 +131,15 @@ class Bus:
         if driver == "vhost_vdpa":
             return VhostVdpa(vdpa, self._kicks)
         return VirtioVdpa(vdpa)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[_Entry]:
+        """The device's entry with its lock held. DeviceNotFound, also if it left meanwhile."""
+        entry = self._find(name)
+        with entry.lock:
+            if entry.removed:
+                raise DeviceNotFound(f"{name} has left the vDPA bus")
+            yield entry
 
     def _find(self, name: str) -> _Entry:
         with self._lock:

@@ -71,7 +71,8 @@ class VhostVdpaFile:
         return self._vdpa.get_device_features()
 
     def set_features(self, features: int) -> None:
-        """OSError EBUSY after FEATURES_OK."""
+        """OSError EBUSY after FEATURES_OK; EINVAL: more than 64 bits."""
+        _check_u64(features)
         with self._lock:
             if self._vdpa.get_status() & Status.FEATURES_OK:
                 raise OSError(errno.EBUSY, "features are settled: reset the device first")
@@ -139,15 +140,19 @@ class VhostVdpaFile:
         self._vdpa.set_vq_num(index, num)
 
     def set_vring_addr(self, index: int, desc: int, driver: int, device: int) -> None:
-        """OSError EINVAL: driver area not on 2 bytes, device area not on 4."""
+        """OSError EINVAL: driver area not on 2 bytes, device area not on 4, or more than 64
+        bits."""
         self._check_index(index)
+        _check_u64(desc, driver, device)
         if driver % 2 or device % 4:
             raise OSError(errno.EINVAL, "the driver area lies on 2 bytes, the device area on 4")
         self._vdpa.set_vq_address(index, desc, driver, device)
 
     def set_vring_base(self, index: int, base: int) -> None:
-        """OSError EINVAL: a split ring's index of more than 16 bits."""
+        """OSError EINVAL: a split ring's index of more than 16 bits, a packed ring's of 32."""
         self._check_index(index)
+        if not 0 <= base <= 0xFFFF_FFFF:
+            raise OSError(errno.EINVAL, f"vring base {base:#x}: 32 bits")
         if self._packed:
             avail, used = base & 0xFFFF, base >> 16 & 0xFFFF
             position: tuple[int, ...] = (avail & 0x7FFF, avail >> 15, used & 0x7FFF, used >> 15)
@@ -273,6 +278,13 @@ class VhostVdpaFile:
             raise OSError(errno.EINVAL, f"config offset {offset}, {length} bytes of {size}")
         if length > size - offset:
             raise OSError(errno.E2BIG, f"config offset {offset}, {length} bytes of {size}")
+
+
+def _check_u64(*values: int) -> None:
+    """The kernel's ioctls carry 64 bits; what is more would fail in the device's structs."""
+    for value in values:
+        if not 0 <= value <= _U64_MAX:
+            raise OSError(errno.EINVAL, f"{value:#x}: 64 bits")
 
 
 def _check_range(iova: int, size: int) -> None:

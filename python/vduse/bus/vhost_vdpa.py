@@ -47,6 +47,8 @@ class VhostVdpa:
             opened.close()
 
     def _closed(self) -> None:
-        reset_quietly(self._vdpa)
-        self._vdpa.clear_map()
-        self._open = None
+        try:
+            reset_quietly(self._vdpa)
+        finally:  # interrupted or not, its user has let go of it
+            self._vdpa.clear_map()
+            self._open = None

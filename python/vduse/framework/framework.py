@@ -21,6 +21,7 @@ import logging
 import os
 import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BOUNCE_SIZE = 64 << 20
 DEFAULT_MSG_TIMEOUT = 30.0
+
+_CLOSED = "the framework was closed"
 
 
 class Framework:
@@ -149,7 +152,8 @@ class Framework:
             if driver is not None:
                 self._bus.bind(name, driver)
         except BaseException:
-            self._leave_bus(vdpa)
+            with suppress(DeviceNotFound):  # another thread's dev_del was quicker
+                self._leave_bus(vdpa)
             raise
         log.info("%s: on the vDPA bus, driver %s", name, driver or "none")
         return vdpa
@@ -172,11 +176,15 @@ class Framework:
     def close(self) -> None:
         """Ends everything, waiting for no device: outstanding messages fail, disks raise
         ENODEV, device programs see the end of their connections."""
-        if self._closed or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
-        self._closed = True
-        for device in self.devices.values():
-            device.messages.break_device("the framework was closed", logging.DEBUG)
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            devices = list(self._devices.values())
+        for device in devices:
+            device.messages.break_device(_CLOSED, logging.DEBUG)
         self._bus.close()
         self._kicks.close()
         self._shrinker.close()
@@ -187,6 +195,7 @@ class Framework:
             self._devices.clear()
             self._attached.clear()
         for device in devices:
+            device.messages.break_device(_CLOSED, logging.DEBUG)  # created while we closed
             device.release()
 
     # --- DeviceTable: for control nodes -----------------------------------------------------
@@ -208,9 +217,9 @@ class Framework:
 
     def destroy(self, name: str) -> None:
         """DESTROY_DEV. DeviceNotFound; DeviceBusy: attached or open."""
+        self.device(name).look_at_opener()  # may tell a tap: not under our lock
         with self._lock:
             device = self._find(name)
-            device.look_at_opener()
             with device.lock:
                 if device.attached:
                     raise DeviceBusy(f"{name} is on the vDPA bus: dev_del it first")
@@ -240,7 +249,7 @@ class Framework:
         return device
 
     def _leave_bus(self, vdpa: VdpaDevice) -> None:
-        self._bus.remove(vdpa.name)
+        self._bus.remove(vdpa)
         with self._lock:
             self._attached.pop(vdpa.name, None)
         vdpa.detach()

@@ -34,10 +34,11 @@ class WorkQueue:
         with self._changed:
             if self._closed or work in self._queued:
                 return
-            self._queued.append(work)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                thread.start()  # RuntimeError: no thread now; the next work tries again
+                self._thread = thread
+            self._queued.append(work)
             self._changed.notify_all()
 
     def flush(self, work: Work) -> None:

@@ -25,6 +25,8 @@ class _Sent:
 
     def __init__(self, request: DevRequest) -> None:
         self.request = request
+        #: Packed by its sender: what does not fit the struct is the sender's error.
+        self.data = request.pack()
         self.done = threading.Event()
         #: None: the device broke before it answered.
         self.response: DevResponse | None = None
@@ -58,12 +60,12 @@ class MessageQueue:
         ever). Raises DeviceRefused, DeviceTimedOut. An exception that ends the wait
         (KeyboardInterrupt) takes back this message only."""
         self._refuse_if_forked()
-        with self._lock:
-            self._refuse_if_broken()
-            sent = _Sent(DevRequest(next(self._ids) & 0xFFFF_FFFF, message))
-            self._unread.append(sent)
-            self._counts[_type_name(sent.request)] += 1
+        sent = _Sent(DevRequest(next(self._ids) & 0xFFFF_FFFF, message))
         try:
+            with self._lock:
+                self._refuse_if_broken()
+                self._unread.append(sent)
+                self._counts[_type_name(sent.request)] += 1
             self.on_queued()
             answered = sent.done.wait(timeout if timeout > 0 else None)
         except BaseException:
@@ -80,14 +82,7 @@ class MessageQueue:
                 return None
             sent = self._unread.popleft()
             self._unanswered[sent.request.request_id] = sent
-            return sent.request.pack()
-
-    def put_back(self, data: bytes) -> None:
-        """A message that :meth:`take` gave could not be handed on: it is the next again."""
-        with self._lock:
-            sent = self._unanswered.pop(DevRequest.unpack(data).request_id, None)
-            if sent is not None:
-                self._unread.appendleft(sent)
+            return sent.data
 
     def answer(self, response: DevResponse) -> None:
         """write(2). OSError EINVAL: nonzero reserved; ENOENT: no such unanswered message."""

@@ -81,14 +81,21 @@ class Service:
             self._thread.join()
 
     def _register(self, endpoint: Endpoint) -> None:
+        try:
+            self._selector.register(endpoint.fileno(), _events(endpoint), endpoint)
+        except BaseException:
+            endpoint.close()
+            raise
         self._endpoints[id(endpoint)] = endpoint
-        self._selector.register(endpoint.fileno(), _events(endpoint), endpoint)
         self._serve_one(endpoint)
 
     def _unregister(self, endpoint: Endpoint) -> None:
         if self._endpoints.pop(id(endpoint), None) is not None:
             self._selector.unregister(endpoint.fileno())
-            endpoint.close()
+            try:
+                endpoint.close()
+            except Exception:
+                log.exception("while a connection was closed")
 
     def _serve_one(self, endpoint: Endpoint) -> None:
         if id(endpoint) not in self._endpoints:

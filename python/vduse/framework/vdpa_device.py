@@ -142,7 +142,7 @@ class VdpaDevice:
 
     def set_group_asid(self, group: int, asid: int) -> None:
         device = self._device
-        if device.api_version < 1 or group >= device.ngroups or asid != 0:
+        if device.api_version < 1 or not 0 <= group < device.ngroups or asid != 0:
             raise OSError(errno.EINVAL, f"group {group}, address space {asid}")
         device.messages.send(SetVqGroupAsid(group, asid), device.msg_timeout)
 
