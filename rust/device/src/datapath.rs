@@ -121,11 +121,28 @@ impl Observer for Device {
 struct State {
     /// Replaced by each reset.
     iotlb: Arc<Iotlb>,
+    /// Those that run, drain or are being started.
     queues: BTreeMap<u32, Arc<Handle>>,
     counters: BTreeMap<u32, Arc<Counters>>,
     /// Misses of IOTLBs that were replaced.
     misses: u64,
     closed: bool,
+}
+
+impl State {
+    fn check_open(&self) -> Result<(), StartError> {
+        match self.closed {
+            true => Err(StartError::Stopped("it is closed")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether this is still the queue's run: no reset, close or stop has ended it.
+    fn has(&self, index: u32, handle: &Arc<Handle>) -> bool {
+        self.queues
+            .get(&index)
+            .is_some_and(|now| Arc::ptr_eq(now, handle))
+    }
 }
 
 /// A device's data path.
@@ -169,13 +186,13 @@ impl DataPath {
     }
 
     /// Starts a queue, and looks at its ring at once: kicks may have been lost. Maps the ring
-    /// areas on the calling thread, which may ask the resolver.
+    /// areas on the calling thread, which may ask the resolver. A reset or close meanwhile
+    /// makes it fail.
     pub fn start_queue(&self, index: u32, setup: QueueSetup) -> Result<(), StartError> {
+        let handle = Arc::new(Handle::new(self.pool.least_loaded()));
         let (iotlb, counters) = {
             let mut state = self.lock();
-            if state.closed {
-                return Err(StartError::Stopped("it is closed"));
-            }
+            state.check_open()?;
             if self.device.is_broken() {
                 return Err(StartError::Stopped("it is broken until it is reset"));
             }
@@ -184,10 +201,25 @@ impl DataPath {
             {
                 return Err(StartError::Running(index));
             }
+            state.queues.insert(index, handle.clone());
             let counters = state.counters.entry(index).or_default().clone();
             (state.iotlb.clone(), counters)
         };
-        let handle = Arc::new(Handle::new(self.pool.least_loaded()));
+        let started = self.start_at(index, setup, &handle, iotlb, counters);
+        if started.is_err() {
+            self.forget(index, &handle);
+        }
+        started
+    }
+
+    fn start_at(
+        &self,
+        index: u32,
+        setup: QueueSetup,
+        handle: &Arc<Handle>,
+        iotlb: Arc<Iotlb>,
+        counters: Arc<Counters>,
+    ) -> Result<(), StartError> {
         let irq = Irq::new(setup.call, index)?;
         let live = Live::new(
             iotlb,
@@ -196,7 +228,7 @@ impl DataPath {
             setup.state,
             setup.inflight,
         )?;
-        let queue = NewQueue {
+        let queue = Box::new(NewQueue {
             device: self.device.clone(),
             index,
             features: setup.features,
@@ -205,48 +237,42 @@ impl DataPath {
             irq,
             counters,
             handle: handle.clone(),
-        };
+        });
         let (reply, answer) = mpsc::sync_channel(1);
-        self.pool.send(
-            handle.worker(),
-            Command::Start {
-                queue: Box::new(queue),
-                reply,
-            },
-        );
+        {
+            // Sent under the lock: the Discard of a reset that comes now is sent after it.
+            let state = self.lock();
+            state.check_open()?;
+            if !state.has(index, handle) {
+                return Err(StartError::Stopped("it was reset meanwhile"));
+            }
+            self.pool
+                .send(handle.worker(), Command::Start { queue, reply });
+        }
         let id = answer
             .recv()
             .map_err(|_| StartError::Stopped("its workers have ended"))??;
         handle.set_id(id);
-        self.lock().queues.insert(index, handle);
         Ok(())
     }
 
     /// Takes nothing more, waits for what is in flight, and says where the queue stands; `None`
     /// if requests were still in flight after `timeout` (it keeps draining; ask again).
-    /// `Err(())`: it is not running.
+    /// `Err(())`: it is not running (or not yet).
     #[allow(clippy::result_unit_err)]
     pub fn stop_queue(&self, index: u32, timeout: Duration) -> Result<Option<QueueState>, ()> {
         let handle = self.lock().queues.get(&index).cloned().ok_or(())?;
+        let id = handle.id().ok_or(())?;
         handle.set_draining();
-        self.pool
-            .send(handle.worker(), Command::Drain { id: handle.id() });
-        let outcome = handle.wait(timeout);
-        if let Some(outcome) = outcome {
-            let mut state = self.lock();
-            if state
-                .queues
-                .get(&index)
-                .is_some_and(|now| Arc::ptr_eq(now, &handle))
-            {
-                state.queues.remove(&index);
-            }
-            return match outcome {
-                Outcome::Stopped(at) => Ok(Some(at)),
-                Outcome::Broken => Err(()),
-            };
+        self.pool.send(handle.worker(), Command::Drain { id });
+        let Some(outcome) = handle.wait(timeout) else {
+            return Ok(None);
+        };
+        self.forget(index, &handle);
+        match outcome {
+            Outcome::Stopped(at) => Ok(Some(at)),
+            Outcome::Broken => Err(()),
         }
-        Ok(None)
     }
 
     /// Whether the queue takes requests.
@@ -263,18 +289,11 @@ impl DataPath {
     pub fn set_call(&self, index: u32, call: Option<OwnedFd>) -> Result<(), StartError> {
         let irq = Irq::new(call, index)?;
         let handle = self.lock().queues.get(&index).cloned();
-        let Some(handle) = handle else {
+        let Some((worker, id)) = handle.and_then(|it| Some((it.worker(), it.id()?))) else {
             return Err(StartError::Stopped("the queue is not running"));
         };
         let (done, wait) = mpsc::channel();
-        self.pool.send(
-            handle.worker(),
-            Command::SetIrq {
-                id: handle.id(),
-                irq,
-                done,
-            },
-        );
+        self.pool.send(worker, Command::SetIrq { id, irq, done });
         // Ends when the worker has done it (or has ended).
         let _ = wait.recv();
         Ok(())
@@ -295,10 +314,6 @@ impl DataPath {
         if !self.discard_queues(timeout) {
             return false;
         }
-        let fresh = Iotlb::new(self.resolver.clone());
-        let mut state = self.lock();
-        let old = std::mem::replace(&mut state.iotlb, fresh);
-        state.misses += old.misses();
         self.device.broken.store(false, Ordering::Relaxed);
         true
     }
@@ -342,8 +357,17 @@ impl DataPath {
         }
     }
 
+    /// Lets go of all queues and of what they had mapped; true once they have ended.
     fn discard_queues(&self, timeout: Duration) -> bool {
-        self.lock().queues.clear();
+        let fresh = Iotlb::new(self.resolver.clone());
+        let old = {
+            let mut state = self.lock();
+            state.queues.clear();
+            let old = std::mem::replace(&mut state.iotlb, fresh);
+            state.misses += old.misses();
+            old
+        };
+        drop(old);
         let device = self.device.id;
         self.ask_all(timeout, |done| Command::Discard {
             device,
@@ -366,6 +390,14 @@ impl DataPath {
                 .map_err(|_| mpsc::RecvTimeoutError::Disconnected),
         };
         ended == Err(mpsc::RecvTimeoutError::Disconnected)
+    }
+
+    /// Drops what is kept of a queue's run, if it is still the queue's last one.
+    fn forget(&self, index: u32, handle: &Arc<Handle>) {
+        let mut state = self.lock();
+        if state.has(index, handle) {
+            state.queues.remove(&index);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -8,6 +8,8 @@ use vduse_ring::QueueState;
 
 const SLOT_BITS: u32 = 16;
 const KEY_BITS: u32 = 24;
+/// No raw id, which has at most 48 bits.
+const NOT_STARTED: u64 = u64::MAX;
 
 /// Names one run of one queue on its worker: a small key, and a count that tells its runs
 /// apart, so that a completion for an abandoned request finds nobody.
@@ -66,7 +68,7 @@ impl Handle {
     pub(crate) fn new(worker: usize) -> Handle {
         Handle {
             worker,
-            id: AtomicU64::new(u64::MAX),
+            id: AtomicU64::new(NOT_STARTED),
             draining: AtomicBool::new(false),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
@@ -77,8 +79,10 @@ impl Handle {
         self.worker
     }
 
-    pub(crate) fn id(&self) -> QueueId {
-        QueueId::from_raw(self.id.load(Ordering::Relaxed))
+    /// `None` until the worker has started it.
+    pub(crate) fn id(&self) -> Option<QueueId> {
+        let id = self.id.load(Ordering::Relaxed);
+        (id != NOT_STARTED).then(|| QueueId::from_raw(id))
     }
 
     pub(crate) fn set_id(&self, id: QueueId) {
@@ -90,7 +94,7 @@ impl Handle {
     }
 
     pub(crate) fn is_running(&self) -> bool {
-        !self.draining.load(Ordering::Relaxed) && self.outcome().is_none()
+        self.id().is_some() && !self.draining.load(Ordering::Relaxed) && self.outcome().is_none()
     }
 
     pub(crate) fn outcome(&self) -> Option<Outcome> {

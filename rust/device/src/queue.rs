@@ -187,6 +187,12 @@ impl Queue {
             }
             return Ok(());
         }
+        if let Some(live) = &mut self.live
+            && !self.is_staged
+        {
+            // A batch of completions begins.
+            live.refresh()?;
+        }
         let progress = execution.complete(completion, &info, self.engine.as_mut());
         if progress == Progress::Over
             && let Some(execution) = self.in_flight.remove(slot)
@@ -211,7 +217,9 @@ impl Queue {
         }
     }
 
-    /// End of a batch: the driver sees what was completed; at most one irq.
+    /// End of a batch: the driver sees what was completed; at most one irq. The ring is still
+    /// where the batch found it, since what was staged lies there; a newer generation is
+    /// acknowledged between batches.
     pub(crate) fn publish(&mut self) -> Result<(), Stop> {
         self.engine.flush();
         // Before the driver sees the requests: who has seen one finds it counted.
@@ -219,7 +227,6 @@ impl Queue {
         if let Some(live) = &mut self.live
             && (std::mem::take(&mut self.is_staged) | std::mem::take(&mut live.owes_publication))
         {
-            live.refresh()?;
             live.check_poison()?;
             self.batch.batches += 1;
             if live.ring.publish() {

@@ -19,6 +19,8 @@ pub(crate) struct Guest {
     fd: OwnedFd,
     memory: Pinned,
     mapped: AtomicU64,
+    /// Where in the memory file the IOTLB's first byte is.
+    moved: AtomicU64,
     pub(crate) irqs: AtomicU64,
 }
 
@@ -31,6 +33,7 @@ impl Guest {
             fd,
             memory: Pinned::whole(region),
             mapped: AtomicU64::new(len),
+            moved: AtomicU64::new(0),
             irqs: AtomicU64::new(0),
         })
     }
@@ -42,6 +45,12 @@ impl Guest {
     /// From now on the IOTLB has only the first `len` bytes.
     pub(crate) fn map_only(&self, len: u64) {
         self.mapped.store(len, Ordering::Relaxed);
+    }
+
+    /// From now on the IOTLB has the first `len` bytes, at `offset` of the memory.
+    pub(crate) fn map_moved(&self, len: u64, offset: u64) {
+        self.map_only(len);
+        self.moved.store(offset, Ordering::Relaxed);
     }
 
     /// Takes the memory away from under every mapping but the first `len` bytes.
@@ -84,7 +93,7 @@ impl Resolver for Guest {
         let entry = Entry {
             start: Iova(BASE),
             last: Iova(BASE + mapped - 1),
-            offset: 0,
+            offset: self.moved.load(Ordering::Relaxed),
             perm: Perm::Rw,
         };
         Ok((fcntl_dupfd_cloexec(&self.fd, 0)?, entry))

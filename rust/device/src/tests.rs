@@ -1,5 +1,7 @@
 //! The whole data path: a driver's ring on one side, test backends on the other.
 
+mod races;
+
 use crate::backend::{
     Backend, Completion, Engine, Error, Info, Kind, Local, Memory, Op, Submitted, Token,
 };
