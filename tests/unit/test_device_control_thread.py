@@ -149,3 +149,23 @@ def test_posted_call_that_raises_is_logged(
 
 def test_one_thread_a_process() -> None:
     assert ControlThread.shared() is ControlThread.shared()
+
+
+def test_work_that_ends_after_close_writes_into_nobody_s_file() -> None:
+    thread = ControlThread()
+    go_on = threading.Event()
+
+    def work() -> None:
+        go_on.wait(30)
+
+    thread.offload(Owner(), work, lambda _: None)
+    waiter = next(each for each in threading.enumerate() if each.name.startswith("vduse-wait"))
+    thread.close()
+    reused = os.eventfd(0, os.EFD_NONBLOCK)  # takes the lowest fd, that of the wake-up
+    try:
+        go_on.set()
+        waiter.join(30)
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(reused)
+    finally:
+        os.close(reused)

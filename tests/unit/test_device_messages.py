@@ -204,6 +204,13 @@ def test_driver_ok_is_refused_for_a_queue_larger_than_offered(rig: Rig, num: int
     assert rig.path.running == {0}
 
 
+def test_a_refused_status_of_many_bits_leaves_the_state_as_it_was(rig: Rig) -> None:
+    rig.device.start(rig.control)
+    assert rig.channel.ask(SetStatus(0xB)).result == FAILED, "no features were chosen"
+    assert rig.channel.ask(SetStatus(1)).result == OK
+    assert rig.channel.ask(SetStatus(3)).result == OK
+
+
 def test_driver_ok_is_refused_where_the_data_path_cannot_start(rig: Rig) -> None:
     rig.device.start(rig.control)
     rig.path.refuses = 1
@@ -357,6 +364,15 @@ def test_malformed_ring_stops_the_device_until_reset(rig: Rig) -> None:
     assert rig.path.running == {0}
 
 
+def test_word_of_a_fault_that_comes_after_the_reset_is_void(rig: Rig) -> None:
+    rig.live(0)
+    assert rig.channel.ask(SetStatus(0)).result == OK
+    rig.path.break_queue(0, "descriptor chain loops")
+    rig.settle()
+    rig.settle()
+    assert rig.device.fault is None
+
+
 def test_exception_breaks_only_its_device(
     rigs: Callable[..., Rig], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -401,6 +417,19 @@ def test_taking_over_a_live_driver_starts_its_ready_queues(rigs: Callable[..., R
     rig.channel.set_up(1)
     os.eventfd_write(rig.channel.kickfds[1], 1)
     wait_until(lambda: rig.path.running == {0, 1})
+
+
+def test_taking_over_a_live_driver_without_queues_sees_a_late_enable(
+    rigs: Callable[..., Rig],
+) -> None:
+    rig = rigs(existing=True)
+    rig.channel.features = FEATURES
+    rig.channel.driver_ok = True
+    rig.device.start(rig.control)
+    assert rig.channel.config_irqs == 1, "the config space was written anew"
+    rig.channel.set_up(1)
+    os.eventfd_write(rig.channel.kickfds[1], 1)
+    wait_until(lambda: rig.path.running == {1})
 
 
 def test_taking_over_before_the_driver_is_live_follows_its_next_status(

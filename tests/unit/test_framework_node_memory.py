@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.node_bench import BOUNCE, Bench
+from tests.unit.node_bench import BOUNCE, LIVE, Bench
 from vduse.control.abi import (
     ExtCall,
     Ioctl,
@@ -157,6 +157,16 @@ class TestExtensions:
             os.ftruncate(larger, 0)
         for each in (fd, again, larger):
             os.close(each)
+
+    def test_inflight_memory_of_a_live_driver_keeps_its_size(self, bench: Bench) -> None:
+        _, fd = bench.fd(ExtCall.GET_INFLIGHT_FD, pack_u64(4096))
+        os.pwrite(fd, b"record", 0)
+        bench.device.status = LIVE
+        assert bench.fails(ExtCall.GET_INFLIGHT_FD, pack_u64(8192)) == errno.EBUSY
+        _, again = bench.fd(ExtCall.GET_INFLIGHT_FD, pack_u64(4096))
+        assert os.pread(again, 6, 0) == b"record"
+        os.close(fd)
+        os.close(again)
 
     @pytest.mark.parametrize("size", [0, 1 << 40])
     def test_inflight_size_is_bounded(self, bench: Bench, size: int) -> None:

@@ -73,6 +73,7 @@ class Channel(Protocol):
 
     def get_inflight_fd(self, size: int) -> int:
         """EXT_INFLIGHT: a memory file of ``size`` bytes that outlives this opener; zeroed on
-        reset and when the size changes (the caller owns the fd)."""
+        reset and when the size changes (the caller owns the fd). OSError EBUSY: another size,
+        and the driver is live; EINVAL."""
 
     def close(self) -> None: ...

@@ -49,19 +49,25 @@ def _expect_same(channel: Channel, spec: DeviceSpec) -> None:
     try:
         for index in range(len(spec.queue_sizes)):
             channel.vq_get_info(index)
+        if _has_virtqueue(channel, len(spec.queue_sizes)):
+            raise _mismatch(spec)
+        # Last: what is refused has changed nothing.
         if spec.config:
             channel.dev_set_config(0, spec.config)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         raise _mismatch(spec) from error
+
+
+def _has_virtqueue(channel: Channel, index: int) -> bool:
     try:
-        channel.vq_get_info(len(spec.queue_sizes))
+        channel.vq_get_info(index)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return
-    raise _mismatch(spec)
+        return False
+    return True
 
 
 def _mismatch(spec: DeviceSpec) -> ConfigMismatch:

@@ -41,6 +41,7 @@ class ControlThread:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wakeup_lock = threading.Lock()
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._posted: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -58,9 +59,12 @@ class ControlThread:
             return shared
 
     def post(self, callback: Callable[[], None]) -> None:
-        """Runs ``callback`` on the thread, soon. It must not raise."""
-        self._posted.append(callback)
-        os.eventfd_write(self._wakeup, 1)
+        """Runs ``callback`` on the thread, soon. It must not raise. Nothing after
+        :meth:`close`: work that was given up on may end later."""
+        with self._wakeup_lock:
+            if self._wakeup >= 0:
+                self._posted.append(callback)
+                os.eventfd_write(self._wakeup, 1)
 
     def call(self, function: Callable[[], T]) -> T:
         """Runs ``function`` on the thread and returns what it returns, or raises what it
@@ -109,7 +113,9 @@ class ControlThread:
         os.eventfd_write(self._wakeup, 1)
         self._thread.join()
         self._selector.close()
-        os.close(self._wakeup)
+        with self._wakeup_lock:
+            os.close(self._wakeup)
+            self._wakeup = -1
 
     def _run(self) -> None:
         while not self._stopping:

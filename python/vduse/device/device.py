@@ -102,14 +102,9 @@ class Device:
 
     def set_config(self, offset: int, data: bytes) -> None:
         """Writes the config space and tells a live driver. OSError EINVAL: out of range."""
-        channel = self._require().channel
-        channel.dev_set_config(offset, data)
-        try:
-            channel.dev_inject_config_irq()
-        except OSError as error:
-            # No driver is live that could be told.
-            if error.errno != errno.EINVAL:
-                raise
+        attached = self._require()
+        attached.channel.dev_set_config(offset, data)
+        attached.tell_driver()
 
     def close(self) -> None:
         """Drains the virtqueues and closes the node; the device stays, for whoever takes it
@@ -182,11 +177,23 @@ class _Attached:
         """Starts to serve; goes on where a dead program left off."""
         self._serving = True
         self._thread.watch(self._data_path.event_fd, self, self._on_data_path)
-        # Only a live driver has made queues ready.
-        if existed and any(self._queues.info(i).ready for i in range(len(self._queues))):
+        # Queues are ready under a live driver, or one whose DRIVER_OK is still to be answered.
+        if existed and (
+            self.tell_driver() or any(self._queues.info(i).ready for i in range(len(self._queues)))
+        ):
             log.info("%s: taking over from a live driver's last device", self.name)
             self.handler.adopt(self._queues.negotiated())
         self._thread.watch(self.channel.fileno(), self, self._on_messages)
+
+    def tell_driver(self) -> bool:
+        """A config interrupt. False: no driver is live that could be told."""
+        try:
+            self.channel.dev_inject_config_irq()
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
 
     # --- what the handler asks for (messages.Host) ------------------------------------------
 
@@ -202,7 +209,11 @@ class _Attached:
 
         self._thread.unwatch(self.channel.fileno())
         self._idle.clear()
-        self._thread.offload(self, work, done)
+        try:
+            self._thread.offload(self, work, done)
+        except BaseException:
+            self._idle.set()
+            raise
 
     def watch_kick(self, index: int) -> None:
         if index not in self._watched_kicks:
@@ -222,8 +233,10 @@ class _Attached:
             return
         self._stop_serving()
         log.error("%s: broken, will not answer any more: %s", self.name, reason)
-        self.offload(lambda: self._data_path.reset(self._timeout), lambda _: None)
-        self._end.set(reason)
+        try:
+            self.offload(lambda: self._data_path.reset(self._timeout), lambda _: None)
+        finally:  # where no thread can be started, too
+            self._end.set(reason)
 
     # --- callbacks --------------------------------------------------------------------------
 

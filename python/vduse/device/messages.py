@@ -150,6 +150,8 @@ class MessageHandler:
 
     def failed(self, reason: str) -> None:
         """The driver broke its rules: the data path stands still until the next reset."""
+        if self._state is DeviceState.RESET:
+            return  # word from before the reset that has healed it
         if self._fault is None:
             self._fault = reason
             log.error("%s: stopped until the driver resets it: %s", self._spec.name, reason)
@@ -165,6 +167,7 @@ class MessageHandler:
             log.warning("%s: %s", self._spec.name, error)
             self._answer(request, RequestResult.FAILED)
             return
+        state = self._state
         for row in rows:
             match row.action:
                 case Action.RESET:
@@ -176,8 +179,8 @@ class MessageHandler:
                 case Action.START_QUEUES if not self._start_queues():
                     self._reset(partial(self._answer, request, RequestResult.FAILED))
                     return
-            self._state = row.to
-        self._status = status
+            state = row.to
+        self._state, self._status = state, status
         self._answer(request, RequestResult.OK)
 
     def _check_features(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
@@ -49,7 +50,8 @@ class Queues:
 
     def arm(self, features: int) -> None:
         """Before the first start with these negotiated features: gives the framework the kick
-        eventfds and fetches the memory of the in-flight records."""
+        eventfds and fetches the memory of the in-flight records. QueueError: the driver is live
+        on records of other virtqueue sizes."""
         self._features = features
         for index, fd in enumerate(self.kickfds):
             self._channel.vq_setup_kickfd(index, fd)
@@ -57,7 +59,15 @@ class Queues:
         if EXT_INFLIGHT in self._channel.extensions:
             sizes = self._spec.queue_sizes
             self._record_stride = max(self._data_path.inflight_size(s, features) for s in sizes)
-            self._record = self._channel.get_inflight_fd(self._record_stride * len(sizes))
+            try:
+                self._record = self._channel.get_inflight_fd(self._record_stride * len(sizes))
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                raise QueueError(
+                    f"the driver is live on virtqueues of other sizes than {max(sizes)}: start "
+                    "the device as it was, or reset the driver"
+                ) from error
 
     @property
     def recoverable(self) -> bool:

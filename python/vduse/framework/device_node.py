@@ -227,7 +227,13 @@ class DeviceNode:
 
     def _get_inflight_fd(self, call: _Call) -> Result:
         size = unpack_u64(call.payload)
-        return 0, b"", [self._device.inflight.get(size, len(self._device.vqs))]
+        device = self._device
+        if device.status & Status.DRIVER_OK and device.inflight.size not in (0, size):
+            raise OSError(
+                errno.EBUSY,
+                f"the driver is live on an in-flight record of {device.inflight.size} bytes",
+            )
+        return 0, b"", [device.inflight.get(size, len(device.vqs))]
 
     # --- checks -----------------------------------------------------------------------------
 

@@ -19,6 +19,11 @@ class InflightFile:
         self._fd = -1
         self._size = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes; 0: there is none."""
+        return self._size
+
     def get(self, size: int, queues: int) -> int:
         """A dup of the file of ``size`` bytes; a new, zeroed one when the size changes.
         OSError EINVAL: no bytes, or more than ``queues`` queues can need."""
