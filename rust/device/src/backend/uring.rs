@@ -32,6 +32,8 @@ struct Pending {
     /// `None`: a flush.
     transfer: Option<Transfer>,
     in_kernel: bool,
+    /// Not to be taken up again where it ended half way or was interrupted.
+    is_cancelled: bool,
 }
 
 /// The ring and what is under way in it.
@@ -87,6 +89,7 @@ impl Uring {
             image,
             transfer,
             in_kernel: false,
+            is_cancelled: false,
         }));
         self.waiting.push_back(key);
     }
@@ -94,9 +97,12 @@ impl Uring {
     pub(super) fn cancel(&mut self, token: Token) {
         let these: Vec<(u32, bool)> = self
             .pending
-            .iter()
+            .iter_mut()
             .filter(|(_, pending)| pending.token == token)
-            .map(|(key, pending)| (key, pending.in_kernel))
+            .map(|(key, pending)| {
+                pending.is_cancelled = true;
+                (key, pending.in_kernel)
+            })
             .collect();
         for (key, in_kernel) in these {
             if !in_kernel {
@@ -148,10 +154,12 @@ impl Uring {
                 self.waiting.pop_front();
                 continue;
             };
-            pending.in_kernel = true;
             let entry = entry(pending).user_data(u64::from(key));
             if !self.push(&entry) {
                 return;
+            }
+            if let Some(pending) = self.pending.get_mut(key) {
+                pending.in_kernel = true;
             }
             self.waiting.pop_front();
             self.in_kernel += 1;
@@ -172,7 +180,8 @@ impl Uring {
         false
     }
 
-    fn enter(&mut self) -> Result<(), Errno> {
+    /// Submits and runs the kernel's deferred work; collects nothing.
+    pub(super) fn enter(&mut self) -> Result<(), Errno> {
         let count = self.ring.submission().len() as u32;
         let get_events = 1; // IORING_ENTER_GETEVENTS: runs deferred work, flushes an overflow
         // SAFETY: `count` entries are in the queue; no signal mask is passed.
@@ -206,7 +215,7 @@ impl Uring {
                 None if result == Err(Errno::INTR) => None,
                 None => Some(result.map(drop)),
             };
-            match end {
+            match end.or(pending.is_cancelled.then_some(Err(Errno::CANCELED))) {
                 None => {
                     pending.in_kernel = false;
                     self.waiting.push_back(key);
