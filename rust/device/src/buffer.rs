@@ -60,6 +60,24 @@ impl Buffer {
         }
     }
 
+    /// The `len` bytes at `offset`, or what there is of them, as another owner.
+    pub(crate) fn part(&self, offset: u64, len: u64) -> Buffer {
+        let (mut skip, mut left) = (offset as usize, len as usize);
+        let mut pieces = Pieces::new();
+        for piece in &self.pieces {
+            let skipped = skip.min(piece.len);
+            let taken = left.min(piece.len - skipped);
+            skip -= skipped;
+            left -= taken;
+            pieces.extend(piece.part(skipped, taken).filter(|part| part.len > 0));
+        }
+        Buffer {
+            len: total(&pieces),
+            pieces,
+            pin: self.pin.clone(),
+        }
+    }
+
     /// Copies `from` into the buffer's first bytes; bytes beyond the buffer are left out.
     pub fn write(&self, from: &[u8]) {
         let mut rest = from;

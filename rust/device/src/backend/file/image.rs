@@ -5,13 +5,15 @@ use super::lock;
 use super::transfer::{Alignment, Direction, Transfer};
 use super::{last_errno, probe};
 use crate::backend::{Error, Op};
-use crate::{Buffer, Extent, Length};
-use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, fallocate, fdatasync, fstat};
+use crate::{Buffer, Extent, Length, Offset};
+use rustix::fs::{
+    FallocateFlags, FileType, Mode, OFlags, fallocate, fcntl_getfl, fcntl_setfl, fdatasync, fstat,
+};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Zeroes written at once where the file system has no quicker way.
 const ZEROES_AT_ONCE: u64 = 1 << 20;
@@ -28,7 +30,8 @@ pub(in crate::backend) struct Image {
     /// What O_DIRECT asks for; `None` without it.
     pub(super) alignment: Option<Alignment>,
     locked: bool,
-    /// Held from the read to the write of a read-modify-write.
+    /// Held from the read to the write of a read-modify-write, and while part of a block is
+    /// zeroed.
     modify: Mutex<()>,
 }
 
@@ -61,6 +64,9 @@ impl Image {
                 Error::failed(path.display(), errno)
             }
         })?;
+        // Only the opening was not to wait. In a non-blocking file io_uring fails what cannot be
+        // done at once, or waits in the worker's thread.
+        fcntl_getfl(&file).and_then(|flags| fcntl_setfl(&file, flags & !OFlags::NONBLOCK))?;
         let is_block_device = match FileType::from_raw_mode(fstat(&file)?.st_mode) {
             FileType::RegularFile => false,
             FileType::BlockDevice => true,
@@ -108,6 +114,23 @@ impl Image {
         })
     }
 
+    /// Reads from a pipe, which ends when its test wants.
+    #[cfg(test)]
+    pub(in crate::backend) fn of_pipe(file: OwnedFd) -> Image {
+        Image {
+            file,
+            path: PathBuf::new(),
+            size: AtomicU64::new(1 << 20),
+            is_block_device: false,
+            read_only: true,
+            can_discard: false,
+            block_size: 512,
+            alignment: None,
+            locked: false,
+            modify: Mutex::new(()),
+        }
+    }
+
     pub(in crate::backend) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -150,8 +173,27 @@ impl Image {
     fn transfer(&self, way: Direction, extent: Extent, buffer: Buffer) -> Result<(), Errno> {
         match Transfer::plan(way, extent, buffer, self.alignment) {
             Ok(transfer) => self.complete(transfer),
-            Err(buffer) => self.modify(extent, |bytes| buffer.read(bytes)),
+            Err(buffer) => self.transfer_by_copies(way, extent, &buffer),
         }
+    }
+
+    /// What needs a longer copy than one transfer makes, or other bytes of its blocks.
+    fn transfer_by_copies(
+        &self,
+        way: Direction,
+        extent: Extent,
+        buffer: &Buffer,
+    ) -> Result<(), Errno> {
+        let alignment = self.alignment.ok_or(Errno::INVAL)?;
+        for part in steps(extent, alignment.most_copied()) {
+            let done = part.offset().0 - extent.offset().0;
+            let buffer = buffer.part(done, part.len().0);
+            match Transfer::plan(way, part, buffer, Some(alignment)) {
+                Ok(transfer) => self.complete(transfer)?,
+                Err(buffer) => self.modify(part, |bytes| buffer.read(bytes))?,
+            }
+        }
+        Ok(())
     }
 
     fn complete(&self, mut transfer: Transfer) -> Result<(), Errno> {
@@ -186,10 +228,14 @@ impl Image {
         let whole = extent.aligned_out(alignment.file).ok_or(Errno::FBIG)?;
         let skip = (extent.offset().0 - whole.offset().0) as usize;
         let mut copy = Aligned::zeroed(whole.len().0 as usize, alignment.memory);
-        let _one = self.modify.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.lock_modify();
         self.complete(own(Direction::Read, whole, copy.bytes()))?;
         change(&mut copy.bytes()[skip..skip + extent.len().0 as usize]);
         self.complete(own(Direction::Write, whole, copy.bytes()))
+    }
+
+    fn lock_modify(&self) -> MutexGuard<'_, ()> {
+        self.modify.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn discard(&self, extent: Extent) -> Result<(), Errno> {
@@ -216,17 +262,27 @@ impl Image {
         if extent.is_empty() {
             return Ok(());
         }
-        // A hole reads as zeroes in a file; what a discarded block device reads is not said.
-        if may_unmap && !self.is_block_device && self.punch_hole(extent).is_ok() {
-            return Ok(());
-        }
-        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        match allocate(&self.file, flags, extent) {
+        match self.zero_range(extent, may_unmap) {
             Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS | Errno::INVAL) => {
                 self.write_zeroes_slowly(extent)
             }
             other => other,
         }
+    }
+
+    /// What the file system does at once, where it can.
+    fn zero_range(&self, extent: Extent, may_unmap: bool) -> Result<(), Errno> {
+        // A read-modify-write of the rest of a block is not to bring the old bytes back.
+        let _one = self
+            .alignment
+            .filter(|alignment| !extent.is_aligned(alignment.file))
+            .map(|_| self.lock_modify());
+        // A hole reads as zeroes in a file; what a discarded block device reads is not said.
+        if may_unmap && !self.is_block_device && self.punch_hole(extent).is_ok() {
+            return Ok(());
+        }
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        allocate(&self.file, flags, extent)
     }
 
     fn write_zeroes_slowly(&self, extent: Extent) -> Result<(), Errno> {
@@ -236,18 +292,13 @@ impl Image {
         });
         let step = ZEROES_AT_ONCE.max(alignment.file);
         let mut zeroes = Aligned::zeroed(step.min(extent.len().0) as usize, alignment.memory);
-        let mut at = extent.offset().0;
-        while at < extent.end().0 {
-            // Steps end on multiples of the step, so only the first and the last are partial.
-            let end = (at / step + 1).saturating_mul(step).min(extent.end().0);
-            let part = Extent::new(crate::Offset(at), Length(end - at)).ok_or(Errno::FBIG)?;
+        for part in steps(extent, step) {
             if part.is_aligned(alignment.file) {
-                let bytes = &mut zeroes.bytes()[..(end - at) as usize];
+                let bytes = &mut zeroes.bytes()[..part.len().0 as usize];
                 self.complete(own(Direction::Write, part, bytes))?;
             } else {
                 self.modify_or_write(part, &mut zeroes)?;
             }
-            at = end;
         }
         Ok(())
     }
@@ -259,6 +310,19 @@ impl Image {
         let bytes = &mut zeroes.bytes()[..part.len().0 as usize];
         self.complete(own(Direction::Write, part, bytes))
     }
+}
+
+/// The extent in parts that end on multiples of `step`, a power of two: only the first and the
+/// last may be shorter.
+fn steps(extent: Extent, step: u64) -> impl Iterator<Item = Extent> {
+    let mut at = extent.offset().0;
+    std::iter::from_fn(move || {
+        let left = extent.end().0 - at;
+        let len = left.min(step - at % step);
+        let part = Extent::new(Offset(at), Length(len)).filter(|part| !part.is_empty())?;
+        at += len;
+        Some(part)
+    })
 }
 
 /// A transfer of private aligned memory, carried out before `bytes` is used again.

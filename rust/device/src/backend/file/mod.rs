@@ -1,11 +1,13 @@
 //! A regular file or a block device. Reads and writes go by io_uring, or by threads where
 //! io_uring is forbidden or not wanted; what io_uring would hand to a thread anyway (holes,
-//! zeroes, a write of part of an O_DIRECT block) goes to our threads at once.
+//! zeroes, a write of part of an O_DIRECT block, long copies for O_DIRECT) goes to our threads at once.
 
 mod aligned;
 mod image;
 mod lock;
 mod probe;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod transfer;
 
@@ -194,7 +196,10 @@ impl Engine for FileEngine {
                 Submitted::Pending
             }
             Err(buffer) => {
-                let op = Op::Write { extent, buffer };
+                let op = match direction {
+                    Direction::Read => Op::Read { extent, buffer },
+                    Direction::Write => Op::Write { extent, buffer },
+                };
                 self.threads.submit(token, op, &self.completer);
                 Submitted::Pending
             }

@@ -25,6 +25,17 @@ pub(super) struct Alignment {
     pub(super) file: u64,
 }
 
+/// Bytes of the longest copy. A driver chooses how long its requests are, and may name the
+/// same page a thousand times in one.
+const MOST_COPIED: u64 = 128 << 10;
+
+impl Alignment {
+    /// Bytes of the longest copy that a transfer makes; a power of two.
+    pub(super) fn most_copied(self) -> u64 {
+        MOST_COPIED.max(self.file)
+    }
+}
+
 /// Most iovecs the kernel takes at once (UIO_MAXIOV).
 const MOST_IOVECS: usize = 1024;
 
@@ -49,7 +60,8 @@ unsafe impl Send for Transfer {}
 
 impl Transfer {
     /// Plans a transfer; `alignment` is what O_DIRECT asks, if it is used. Gives the buffer
-    /// back for a write of part of a block: that needs the rest of the block first.
+    /// back for a write of part of a block, which needs the rest of the block first, and where
+    /// the copy would be too long.
     pub(super) fn plan(
         direction: Direction,
         extent: Extent,
@@ -73,7 +85,12 @@ impl Transfer {
             });
         };
         let whole = match extent.aligned_out(alignment.file) {
-            Some(whole) if direction == Direction::Read || whole == extent => whole,
+            Some(whole)
+                if whole.len().0 <= alignment.most_copied()
+                    && (direction == Direction::Read || whole == extent) =>
+            {
+                whole
+            }
             _ => return Err(buffer),
         };
         let mut copy = Aligned::zeroed(whole.len().0 as usize, alignment.memory);
