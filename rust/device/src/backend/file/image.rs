@@ -86,19 +86,7 @@ impl Image {
         let size = probe::size(&file, path)?;
         let block_size = probe::block_size(&file, is_block_device);
         let alignment = direct.then(|| probe::alignment(&file, block_size));
-        if let Some(alignment) = alignment
-            && !size.0.is_multiple_of(alignment.file)
-        {
-            return Err(Error::new(
-                Errno::INVAL,
-                format!(
-                    "{}: {} bytes is not a multiple of the {} that O_DIRECT needs here; open it without direct, or pad it",
-                    path.display(),
-                    size.0,
-                    alignment.file
-                ),
-            ));
-        }
+        check_blocks(path, size, alignment)?;
         let can_discard = !read_only && probe::can_discard(&file, is_block_device, size);
         Ok(Image {
             path: path.to_owned(),
@@ -142,6 +130,7 @@ impl Image {
     /// Looks again; the new size if it changed.
     pub(super) fn refresh_size(&self) -> Result<Option<Length>, Error> {
         let size = probe::size(&self.file, &self.path)?;
+        check_blocks(&self.path, size, self.alignment)?;
         let before = self.size.swap(size.0, Ordering::Relaxed);
         Ok((before != size.0).then_some(size))
     }
@@ -309,6 +298,21 @@ impl Image {
         }
         let bytes = &mut zeroes.bytes()[..part.len().0 as usize];
         self.complete(own(Direction::Write, part, bytes))
+    }
+}
+
+/// EINVAL where the last block is not whole: O_DIRECT cannot reach its bytes.
+fn check_blocks(path: &Path, size: Length, alignment: Option<Alignment>) -> Result<(), Error> {
+    match alignment {
+        Some(Alignment { file, .. }) if !size.0.is_multiple_of(file) => Err(Error::new(
+            Errno::INVAL,
+            format!(
+                "{}: {} bytes is not a multiple of the {file} that O_DIRECT needs here; open it without direct, or pad it",
+                path.display(),
+                size.0,
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -81,6 +81,23 @@ fn a_write_of_part_of_a_block_leaves_zeroes_beside_it_zero() {
 }
 
 #[test]
+fn a_size_that_o_direct_cannot_reach_is_not_taken_over() {
+    let scratch = Scratch::new("grown", 4096);
+    let mut image = scratch.open();
+    image.alignment = Some(Alignment {
+        memory: 1,
+        file: 4096,
+    });
+    let file = std::fs::File::options().write(true).open(&scratch.0);
+    let file = file.unwrap();
+    file.set_len(4096 + 512).unwrap();
+    assert_eq!(image.refresh_size().err().unwrap().errno, Errno::INVAL);
+    assert_eq!(image.size(), Length(4096));
+    file.set_len(8192).unwrap();
+    assert_eq!(image.refresh_size(), Ok(Some(Length(8192))));
+}
+
+#[test]
 fn a_driver_does_not_choose_how_much_is_copied() {
     let mut page = vec![0; 4097];
     // SAFETY: nothing is done with the buffer; `pieces` are of the page.
