@@ -6,21 +6,20 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from vduse import _native
 from vduse.bus.driver import Driver
 from vduse.bus.virtio_blk import VirtioBlk
 from vduse.control.abi import ACCESS_RW
 from vduse.control.features import Feature, Status
+from vduse.testing.closing import Closing
 from vduse.testing.vhost_user import PACKED_START
 
 _STARTED = Status.ACKNOWLEDGE | Status.DRIVER
 _AGREED = _STARTED | Status.FEATURES_OK
 
 
-class ArenaBlk:
+class ArenaBlk(Closing):
     """A started driver; a context manager that resets the device in the end."""
 
     def __init__(
@@ -84,14 +83,3 @@ class ArenaBlk:
             self._driver.set_status(0)
             self.native.stop(errno.ENODEV)
             self._driver.iotlb_invalidate(self.arena.iova, self.arena.size)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -17,8 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from vduse import _native
 from vduse.backends.spec import open_backend
@@ -29,6 +28,7 @@ from vduse.channel.tap import Tap
 from vduse.devices.blk import BlkDevice
 from vduse.framework.framework import DEFAULT_BOUNCE_SIZE, DEFAULT_MSG_TIMEOUT, Framework
 from vduse.framework.vdpa_device import VdpaDevice
+from vduse.testing.closing import Closing
 
 Where = Literal["process", "child"]
 BusDriver = Literal["virtio_vdpa", "vhost_vdpa"]
@@ -233,7 +233,7 @@ def blk_stack(
             stack.close()
 
 
-class BlkPark:
+class BlkPark(Closing):
     """Many devices on one framework, all in this process."""
 
     def __init__(self) -> None:
@@ -258,14 +258,3 @@ class BlkPark:
             device.close()
         self._devices.clear()
         self.framework.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -19,12 +19,12 @@ import select
 import struct
 from collections.abc import Sequence
 from time import monotonic
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from vduse.bus.driver import Driver
 from vduse.control.abi import ACCESS_RW
 from vduse.control.features import Feature, Status
+from vduse.testing.closing import Closing
 from vduse.testing.rings import (
     DESCRIPTOR_SIZE,
     INDIRECT,
@@ -75,7 +75,7 @@ def range_entry(sector: int, sectors: int, flags: int = 0) -> bytes:
     return struct.pack("<QII", sector, sectors, flags)
 
 
-class RawDriver:
+class RawDriver(Closing):
     """One virtqueue of a device and the memory it lies in. A context manager that resets the
     device in the end. ``driver`` stays the caller's."""
 
@@ -277,17 +277,6 @@ class RawDriver:
             self.reset()
             self.memory.close()
             os.close(self._calls)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- inside -----------------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
+
+from vduse.testing.closing import Closing
 
 #: Descriptor flags (virtio 1.3, 2.7.5 and 2.8.1).
 NEXT: Final = 1
@@ -40,7 +41,7 @@ _U16 = struct.Struct("<H")
 _USED = struct.Struct("<II")
 
 
-class Memory:
+class Memory(Closing):
     """A memory file, mapped here, to be mapped by a device at ``iova``."""
 
     def __init__(self, size: int, iova: int = 0) -> None:
@@ -62,17 +63,6 @@ class Memory:
         """The device keeps what it has mapped."""
         self._map.close()
         os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Used(NamedTuple):

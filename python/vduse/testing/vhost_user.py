@@ -17,12 +17,12 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from vduse.bus.driver import Driver
 from vduse.control.abi import ACCESS_RW
 from vduse.control.features import Feature, Status
+from vduse.testing.closing import Closing
 
 GET_FEATURES: Final = 1
 SET_FEATURES: Final = 2
@@ -228,7 +228,7 @@ class _Session:
     }
 
 
-class VhostUserBridge:
+class VhostUserBridge(Closing):
     """Serves one front end after the other on :attr:`path` until closed, in a thread.
 
     The device is reset when a front end comes and when it goes; the driver stays the caller's.
@@ -255,17 +255,6 @@ class VhostUserBridge:
         self._listener.close()
         self._stopped.close()
         shutil.rmtree(self._directory)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _serve(self) -> None:
         while self._readable(self._listener, []):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 from typing import ClassVar, Self
 
@@ -46,37 +46,40 @@ class _Body(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class GetVqState(_Body):
+class _Fields(_Body):
+    """A message whose fields follow each other as ``LAYOUT`` says."""
+
+    LAYOUT: ClassVar[struct.Struct]
+
+    def pack(self) -> bytes:
+        return self.LAYOUT.pack(*astuple(self))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """From the union's first bytes."""
+        return cls(*cls.LAYOUT.unpack_from(data))
+
+
+@dataclass(frozen=True, slots=True)
+class GetVqState(_Fields):
     """Stop at virtqueue ``index`` and say where it stands."""
 
     index: int
     TYPE: ClassVar[int] = RequestType.GET_VQ_STATE
-
-    def pack(self) -> bytes:
-        return U32.pack(self.index)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*U32.unpack_from(data))
+    LAYOUT: ClassVar[struct.Struct] = U32
 
 
 @dataclass(frozen=True, slots=True)
-class SetStatus(_Body):
+class SetStatus(_Fields):
     """The driver sets the device status; 0 resets."""
 
     status: int
     TYPE: ClassVar[int] = RequestType.SET_STATUS
-
-    def pack(self) -> bytes:
-        return _U8.pack(self.status)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*_U8.unpack_from(data))
+    LAYOUT: ClassVar[struct.Struct] = _U8
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateIotlb(_Body):
+class UpdateIotlb(_Fields):
     """Mappings of IOVAs [start, last] are not valid any more."""
 
     start: int
@@ -84,44 +87,26 @@ class UpdateIotlb(_Body):
     #: API version 1.
     asid: int = 0
     TYPE: ClassVar[int] = RequestType.UPDATE_IOTLB
-
-    def pack(self) -> bytes:
-        return _RANGE.pack(self.start, self.last, self.asid)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*_RANGE.unpack_from(data))
+    LAYOUT: ClassVar[struct.Struct] = _RANGE
 
 
 @dataclass(frozen=True, slots=True)
-class SetVqGroupAsid(_Body):
+class SetVqGroupAsid(_Fields):
     """A virtqueue group changes its address space (API version 1)."""
 
     group: int
     asid: int
     TYPE: ClassVar[int] = RequestType.SET_VQ_GROUP_ASID
-
-    def pack(self) -> bytes:
-        return _PAIR.pack(self.group, self.asid)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*_PAIR.unpack_from(data))
+    LAYOUT: ClassVar[struct.Struct] = _PAIR
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateCallfd(_Body):
+class UpdateCallfd(_Fields):
     """Extension: fetch the call fd of virtqueue ``index`` again."""
 
     index: int
     TYPE: ClassVar[int] = RequestType.UPDATE_CALLFD
-
-    def pack(self) -> bytes:
-        return U32.pack(self.index)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*U32.unpack_from(data))
+    LAYOUT: ClassVar[struct.Struct] = U32
 
 
 @dataclass(frozen=True, slots=True)
