@@ -267,7 +267,7 @@ class Backend:
         """Looks at the file's size again (resize); bytes."""
     def flush(self) -> None: ...
     def close(self) -> None:
-        """Flushes and unlocks. Every data path must be closed before."""
+        """Flushes, and unlocks once no virtqueue works on it. Close every data path before."""
 
 @final
 class BlkDataPath:

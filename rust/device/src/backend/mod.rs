@@ -170,7 +170,7 @@ pub trait Backend: Send + Sync {
     /// Makes everything stable, waiting for it.
     fn flush(&self) -> Result<(), Error>;
 
-    /// Flushes and gives locks back. Every engine must be idle.
+    /// Flushes, and gives locks back once the last engine is gone; no engine comes any more.
     fn close(&self) -> Result<(), Error> {
         self.flush()
     }

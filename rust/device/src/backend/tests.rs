@@ -420,6 +420,21 @@ fn one_writer_or_many_readers() {
 }
 
 #[test]
+fn a_closed_image_stays_locked_while_a_queue_works_on_it() {
+    let scratch = Scratch::new("closed", SIZE);
+    let writer = scratch.open(PLAIN).unwrap();
+    let mut bench = Bench::new(&writer);
+    writer.close().unwrap();
+    let refused = || scratch.open(PLAIN).err().map(|error| error.errno);
+    assert_eq!(refused(), Some(Errno::AGAIN));
+    bench.write(0, vec![1; 512], &[]).unwrap();
+    let late = writer.attach(&bench.local).err();
+    assert_eq!(late.map(|error| error.errno), Some(Errno::BADF));
+    drop(bench);
+    assert_eq!(refused(), None);
+}
+
+#[test]
 fn qemu_keeps_off_our_image_and_we_off_its() {
     let scratch = Scratch::new("qemu", SIZE);
     let ours = scratch.open(PLAIN).unwrap();

@@ -18,6 +18,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Zeroes written at once where the file system has no quicker way.
 const ZEROES_AT_ONCE: u64 = 1 << 20;
 
+/// Who keeps the image's lock.
+#[derive(Default)]
+struct Users {
+    engines: usize,
+    is_closed: bool,
+}
+
 /// The open file.
 pub(in crate::backend) struct Image {
     file: OwnedFd,
@@ -30,6 +37,7 @@ pub(in crate::backend) struct Image {
     /// What O_DIRECT asks for; `None` without it.
     pub(super) alignment: Option<Alignment>,
     locked: bool,
+    users: Mutex<Users>,
     /// Held from the read to the write of a read-modify-write, and while part of a block is
     /// zeroed.
     modify: Mutex<()>,
@@ -97,6 +105,7 @@ impl Image {
             block_size: block_size.max(alignment.map_or(512, |a| a.file as u32)),
             alignment,
             locked,
+            users: Mutex::default(),
             modify: Mutex::new(()),
             file,
         })
@@ -115,6 +124,7 @@ impl Image {
             block_size: 512,
             alignment: None,
             locked: false,
+            users: Mutex::default(),
             modify: Mutex::new(()),
         }
     }
@@ -142,10 +152,41 @@ impl Image {
         fdatasync(&self.file)
     }
 
-    pub(super) fn unlock(&self) {
-        if self.locked {
+    /// One more engine works on it. EBADF once it is closed.
+    pub(super) fn attach(&self) -> Result<(), Error> {
+        let mut users = self.lock_users();
+        if users.is_closed {
+            return Err(Error::new(
+                Errno::BADF,
+                format!("{} is closed", self.path.display()),
+            ));
+        }
+        users.engines += 1;
+        Ok(())
+    }
+
+    /// An engine is done with it.
+    pub(super) fn detach(&self) {
+        let mut users = self.lock_users();
+        users.engines -= 1;
+        self.unlock_unused(&users);
+    }
+
+    /// No more engines; the image is unlocked once those that work on it are gone.
+    pub(super) fn close(&self) {
+        let mut users = self.lock_users();
+        users.is_closed = true;
+        self.unlock_unused(&users);
+    }
+
+    fn unlock_unused(&self, users: &Users) {
+        if self.locked && users.is_closed && users.engines == 0 {
             lock::release(self.file.as_raw_fd());
         }
+    }
+
+    fn lock_users(&self) -> MutexGuard<'_, Users> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Carries one operation out.

@@ -129,6 +129,7 @@ impl Backend for File {
         } else {
             None
         };
+        self.image.attach()?;
         Ok(Box::new(FileEngine {
             image: self.image.clone(),
             threads: self.threads.clone(),
@@ -152,7 +153,7 @@ impl Backend for File {
 
     fn close(&self) -> Result<(), Error> {
         let flushed = self.flush();
-        self.image.unlock();
+        self.image.close();
         flushed
     }
 
@@ -166,6 +167,12 @@ struct FileEngine {
     threads: Threads,
     completer: Completer,
     uring: Option<Rc<RefCell<Uring>>>,
+}
+
+impl Drop for FileEngine {
+    fn drop(&mut self) {
+        self.image.detach();
+    }
 }
 
 impl Engine for FileEngine {
