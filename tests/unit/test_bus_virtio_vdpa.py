@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.raw_device import Caller, RawDevice, blk_config
+from tests.unit.raw_device import Caller, RawDevice, blk_config, ok
 from vduse import _native
 from vduse.bus.errors import DeviceRefused, DeviceTimedOut, FeaturesRefused, NoDriver
 from vduse.control.abi import (
@@ -162,6 +162,48 @@ def test_split_queues_are_a_power_of_two_long(
     assert FakeDriver.made[0].queue_sizes == [expected]
     state = vq_info(device, 0).state
     assert state == (bytes([1, 0, 0, 0, 1, 0, 0, 0]) if features != BASE else bytes(8))
+
+
+def test_a_queue_that_the_device_took_away_is_einval(
+    framework: Framework, devices: Devices
+) -> None:
+    device = devices.make()
+
+    def without_queue(request: DevRequest) -> DevResponse:
+        if request.message == SetStatus(1):
+            device.set_up_queues(0)
+        return ok(request)
+
+    device.reply = without_queue
+    with pytest.raises(OSError, match="sizes") as caught:
+        framework.dev_add("vd0")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_an_older_config_is_never_stored_last(
+    framework: Framework, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver looks at its start, and a config interrupt makes it look on another thread."""
+    device = devices.make()
+    asked: list[int] = []
+    set_config = FakeDriver.set_config
+
+    def slow(driver: FakeDriver, config: bytes) -> None:
+        asked.append(1)
+        if len(asked) == 1:  # the look at the start has read; now the device resizes
+            resize = DevSetConfig(0, (4096).to_bytes(8, "little"))
+            device.calls.call(Ioctl.DEV_SET_CONFIG, resize.pack())
+            device.calls.call(Ioctl.DEV_INJECT_CONFIG_IRQ)
+            second.wait(0.2)  # as far as the other thread gets
+        set_config(driver, config)
+        if len(asked) == 2:
+            second.set()
+
+    second = threading.Event()
+    monkeypatch.setattr(FakeDriver, "set_config", slow)
+    framework.dev_add("vd0")
+    assert second.wait(30)
+    assert FakeDriver.made[0].size == 4096 * 512
 
 
 @pytest.mark.parametrize("refused", [1, 3, 0xB, 0xF])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 import threading
@@ -158,6 +159,16 @@ def test_a_bad_response_costs_no_connection(framework: Framework, device: RawDev
     assert vdpa.get_status() == 1
 
 
+def test_a_flood_of_bad_responses_is_told_once(
+    framework: Framework, device: RawDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    vdpa = framework.dev_add("vd0", driver=None)
+    for _ in range(100):
+        device.respond(DevResponse(99))
+    vdpa.set_status(1)
+    assert sum("response refused" in record.message for record in caplog.records) == 1
+
+
 def test_a_malformed_call_ends_only_its_own_device(framework: Framework, control: Caller) -> None:
     hostile = RawDevice(control, blk_config("bad"))
     other = RawDevice(control, blk_config("good"))
@@ -261,6 +272,35 @@ class TestListen:
         caller.close()
         framework.close()
         assert not path.exists()
+
+    def test_without_fds_connections_are_turned_away(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each of them once: one that waited on would keep the service thread spinning."""
+        without = threading.Event()
+        without.set()
+
+        class Listening(socket.socket):
+            def accept(self) -> tuple[socket.socket, object]:
+                if without.is_set() and select.select([self], [], [], 0)[0]:
+                    without.clear()
+                    raise OSError(errno.EMFILE, "no fd")
+                return super().accept()
+
+        path = os.fspath(tmp_path / "control")
+        with monkeypatch.context() as patch, Framework() as framework:
+            patch.setattr(socket, "socket", Listening)
+            framework.listen(path)
+            first = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            first.settimeout(30)
+            first.connect(path)
+            assert first.recv(1) == b"", "turned away"
+            first.close()
+            second = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            second.connect(path)
+            caller = Caller(second.detach())
+            assert unpack_u64(caller.call(Ioctl.GET_API_VERSION)[0]) == 0
+            caller.close()
 
     def test_a_path_that_is_taken_says_what_to_do(
         self, framework: Framework, tmp_path: Path

@@ -82,6 +82,21 @@ def test_pressure_reclaims(monkeypatch: pytest.MonkeyPatch) -> None:
     sender.close()
 
 
+def test_a_source_that_is_gone_is_watched_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trigger whose cgroup was removed is POLLERR for ever, as a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(shrinker, "_open_source", lambda: ("psi", writer))
+    warned = threading.Event()
+    monkeypatch.setattr(shrinker.log, "warning", lambda *_: warned.set())
+    asked: list[int] = []
+    made = Shrinker(lambda: asked.append(1) or [])  # type: ignore[func-returns-value]
+    assert warned.wait(30)
+    made.close()
+    assert asked == []
+    assert made.stats().events == 0
+
+
 def _tcp_pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         sender = socket.create_connection(server.getsockname())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import struct
+import threading
 
 from vduse import _native
 from vduse.bus.disk import Disk
@@ -38,6 +40,7 @@ class VirtioBlk:
     def __init__(self, vdpa: VdpaDevice, features: int) -> None:
         """Makes the queues. OSError EINVAL: the device's config makes no sense."""
         self._vdpa = vdpa
+        self._config_lock = threading.Lock()
         config = self._read_config()
         #: Descriptors of each queue in use.
         self.queue_sizes = self._choose_queues(config, features)
@@ -61,9 +64,9 @@ class VirtioBlk:
         # A config interrupt before DRIVER_OK could not be injected: look once.
         self._config_changed()
 
-    def stop(self, errno: int) -> None:
-        """After the reset: what is outstanding, and all that comes, ends with ``errno``."""
-        self._driver.stop(errno)
+    def stop(self, error: int) -> None:
+        """After the reset: what is outstanding, and all that comes, ends with errno ``error``."""
+        self._driver.stop(error)
 
     def _read_config(self) -> bytes:
         """All of it as of one generation (section 2.5.1)."""
@@ -76,13 +79,17 @@ class VirtioBlk:
     def _choose_queues(self, config: bytes, features: int) -> list[int]:
         wanted = _NUM_QUEUES.unpack_from(config)[0] if features & BlkFeature.MQ else 1
         sizes = [self._vdpa.get_vq_size(index) for index in range(min(wanted, self._vdpa.nvqs))]
+        if not sizes or 0 in sizes:
+            raise OSError(errno.EINVAL, f"{self._vdpa.name}: virtqueues of sizes {sizes}")
         if features & Feature.RING_PACKED:
             return sizes
         # Split rings are powers of two long (section 2.7).
         return [1 << (size.bit_length() - 1) for size in sizes]
 
     def _config_changed(self) -> None:
-        before = self._driver.size
-        self._driver.set_config(self._read_config())
-        if self._driver.size != before:
-            log.info("%s: resized to %d bytes", self._vdpa.name, self._driver.size)
+        with self._config_lock:  # or an older config would be stored last
+            before = self._driver.size
+            self._driver.set_config(self._read_config())
+            after = self._driver.size
+        if after != before:
+            log.info("%s: resized to %d bytes", self._vdpa.name, after)

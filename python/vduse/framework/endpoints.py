@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+from contextlib import suppress
 
 from vduse.channel.packet import Credentials, peer_credentials
 from vduse.channel.server import CallHandler, CallServer, MessageServer
@@ -95,6 +96,7 @@ class _OpenNode:
         self._sock = sock
         self._node = node
         self._calls = calls
+        self._refused = False
         self._server = MessageServer(sock, self, device=node.device.name, tap=tap)
         node.device.look_at_opener = lambda: service.serve_now(self)
         messages = node.device.messages
@@ -131,7 +133,10 @@ class _OpenNode:
             self._node.write_response(data)
         except OSError as error:
             # As a failed write(2): the opener's own affair. The waiter may have been killed.
-            log.warning("%s: response refused: %s", self._node.device.name, error.strerror)
+            # Told once: a program that floods us with them fills no log.
+            level = logging.DEBUG if self._refused else logging.WARNING
+            self._refused = True
+            log.log(level, "%s: response refused: %s", self._node.device.name, error.strerror)
 
     def release(self) -> None:
         self._node.release()
@@ -170,23 +175,41 @@ class Listener:
                     errno.EADDRINUSE, "there is a file already: remove it, or choose another", path
                 ) from None
             raise
+        #: Given up to accept, and close, a connection when no other fd is left.
+        self._spare = os.eventfd(0, os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
         return self._sock.fileno()
 
     def serve(self) -> bool:
         try:
-            while True:
+            for _ in range(_BACKLOG):  # then others have their turn
                 sock, _ = self._sock.accept()
                 add_control(self._service, sock, self._devices, self._profile, self._tap)
         except BlockingIOError:
             return True
-        except OSError as error:  # EMFILE and the like: the next connection may fare better
+        except OSError as error:
             log.warning("%s: connection not accepted: %s", self._path, error)
-            return True
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
+        return True
+
+    def _turn_away(self) -> None:
+        """No fd is left: a connection that waited on would keep the service thread spinning."""
+        self._drop_spare()
+        with suppress(OSError):
+            self._sock.accept()[0].close()
+        with suppress(OSError):  # another thread took it: the next time, then
+            self._spare = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def _drop_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
 
     def close(self) -> None:
         self._sock.close()
+        self._drop_spare()
         try:
             os.unlink(self._path)
         except FileNotFoundError:

@@ -97,16 +97,29 @@ class Shrinker:
         poll.register(self._stop, select.POLLIN)
         poll.register(self._fd, select.POLLPRI)
         while True:
-            for fd, _ in poll.poll():
+            for fd, events in poll.poll():
                 if fd == self._stop:
                     return
+                if not self._take(events):
+                    log.warning("memory pressure is heard of no more: %s is gone", self._source)
+                    poll.unregister(self._fd)
+                    continue
                 self._events += 1
-                if self._source == _EVENTS:
-                    os.pread(self._fd, 4096, 0)  # arms the next notification
                 try:
                     self.reclaim()
-                except OSError as error:
-                    log.warning("reclaim failed: %s", error)
+                except Exception:
+                    log.exception("reclaim failed")
+
+    def _take(self, events: int) -> bool:
+        """Takes a notification and arms the next. False: the source is gone, as with its cgroup;
+        its fd stays ready for ever."""
+        if self._source == _PSI:
+            return not events & (select.POLLERR | select.POLLHUP)
+        try:
+            os.pread(self._fd, 4096, 0)
+        except OSError:
+            return False
+        return True
 
 
 _PSI, _EVENTS, _NONE = "psi", "memory.events", "none"
