@@ -5,6 +5,7 @@
 mod aligned;
 mod image;
 mod lock;
+mod operations;
 mod probe;
 #[cfg(test)]
 mod tests;
