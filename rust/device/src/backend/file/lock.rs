@@ -9,6 +9,7 @@ use super::super::Error;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const PERMISSION_BASE: i64 = 100;
 const UNSHARED_BASE: i64 = 200;
@@ -23,10 +24,29 @@ const PERMISSIONS: [(u8, &str); 4] = [
 const CONSISTENT_READ: u8 = 0;
 const WRITE: u8 = 1;
 
+/// How long a lock may still be held by a process that is gone: its io_uring is taken apart,
+/// and its files closed, only after its death was told.
+const LAST_HOLDER: Duration = Duration::from_secs(1);
+/// Nothing tells that a lock was given up.
+const RETRY: Duration = Duration::from_millis(5);
+
 /// Takes the locks that QEMU takes for a disk of a guest: reads (and writes), shares with
-/// readers, not with writers. EAGAIN: somebody else's lock forbids it.
+/// readers, not with writers. EAGAIN: somebody else's lock forbids it, and not only that of a
+/// process that was killed just now.
 pub(super) fn acquire(file: impl AsFd, path: &Path, read_only: bool) -> Result<(), Error> {
     let file = file.as_fd().as_raw_fd();
+    let deadline = Instant::now() + LAST_HOLDER;
+    loop {
+        match attempt(file, path, read_only) {
+            Err(error) if error.errno == Errno::AGAIN && Instant::now() < deadline => {
+                std::thread::sleep(RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn attempt(file: i32, path: &Path, read_only: bool) -> Result<(), Error> {
     let used: &[u8] = if read_only {
         &[CONSISTENT_READ]
     } else {
