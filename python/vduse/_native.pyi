@@ -229,7 +229,7 @@ class Pool:
     @property
     def workers(self) -> int: ...
     def close(self) -> None:
-        """Ends the threads; every data path must be closed before."""
+        """Ends the threads. OSError EBUSY: a data path on it is not closed."""
 
 @final
 class Backend:
@@ -267,7 +267,8 @@ class Backend:
         """Looks at the file's size again (resize); bytes."""
     def flush(self) -> None: ...
     def close(self) -> None:
-        """Flushes, and unlocks once no virtqueue works on it. Close every data path before."""
+        """Flushes; unlocks once no virtqueue works on it. OSError EBUSY: a data path on it is not
+        closed."""
 
 @final
 class BlkDataPath:

@@ -34,6 +34,8 @@ def parse(table: Table, argv: Sequence[str]) -> Invocation:
     by_name = {command.name: command for command in table}
     name, *rest = argv
     command = by_name.get(name)
+    if command is None and name.startswith("-"):
+        raise UserError(f"'{name}' comes before the command (vduse --help shows how)")
     if command is None:
         raise UserError(
             f"unknown command '{name}'{_did_you_mean(name, by_name)} (vduse --help lists them)"
@@ -42,8 +44,10 @@ def parse(table: Table, argv: Sequence[str]) -> Invocation:
     values, unknown = parser.parse_known_args(rest)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
-        hint = _did_you_mean(unknown[0], known)
-        what = "option" if unknown[0].startswith("-") else "argument"
+        # Behind "--" even the name of an option is an argument.
+        is_option = unknown[0].startswith("-") and unknown[0] not in known
+        hint = _did_you_mean(unknown[0], known) if is_option else ""
+        what = "option" if is_option else "argument"
         parser.error(f"unknown {what} '{unknown[0]}'{hint}")
     given = vars(values)
     json, verbosity = given.pop("json"), given.pop("verbose")

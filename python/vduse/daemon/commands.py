@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vduse.daemon.table import Command, Context, argument, flag, option
-from vduse.daemon.units import parse_size
+from vduse.daemon.units import parse_number, parse_size
 
 if TYPE_CHECKING:
     from vduse.daemon.demo.report import Report
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
+        if (number := parse_number(text)) is None or not low <= number <= high:
             raise ValueError(f"'{text}' is not a whole number from {low} to {high}")
-        return int(text)
+        return number
 
     return parse
 
 
 def _power_of_two(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high or int(text) & (int(text) - 1):
+        number = parse_number(text)
+        if number is None or not low <= number <= high or number & (number - 1):
             raise ValueError(f"'{text}' is not a power of two from {low} to {high}")
-        return int(text)
+        return number
 
     return parse
 

@@ -9,26 +9,22 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 
 from vduse.daemon import cli, logs
 from vduse.daemon.commands import TABLE
-from vduse.daemon.errors import EXIT_FAULT, EXIT_USER, Stopped, UserError
+from vduse.daemon.errors import EXIT_FAULT, EXIT_USER, Stopped, UserError, refusal
 from vduse.daemon.signals import Stopper
 from vduse.daemon.table import Context
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the process's exit code (see :mod:`vduse.daemon.errors`)."""
+    _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(cli.overview(TABLE), end="")
-        return 0
-    if arguments[0] == "--version":
-        print(f"vduse {importlib.metadata.version('vduse')}")
-        return 0
     try:
         return _run(arguments)
     except UserError as error:
@@ -44,10 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse, after --help
         return int(end.code or 0)
     except Exception as error:
-        return _fault(error)
+        if (advice := refusal(error)) is None:
+            return _fault(error)
+        _traceback(error)
+        print(f"vduse: error: {advice}", file=sys.stderr)
+        return EXIT_USER
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print(cli.overview(TABLE))
+        return 0
+    if arguments[0] == "--version":
+        _print(f"vduse {importlib.metadata.version('vduse')}\n")
+        return 0
     invocation = cli.parse(TABLE, arguments)
     logs.setup(invocation.verbosity)
     stopper = Stopper()
@@ -56,16 +62,50 @@ def _run(arguments: Sequence[str]) -> int:
     with stopper.installed():
         facts = command.run(invocation.options, context)
         if invocation.json:
-            print(json.dumps(dataclasses.asdict(facts), indent=2))
+            _print(json.dumps(dataclasses.asdict(facts), indent=2) + "\n")
         else:
-            command.show(facts, context)
-        sys.stdout.flush()
+            with _output():
+                command.show(facts, context)
     return command.exit_code(facts)
 
 
-def _fault(error: Exception) -> int:
+def _print(text: str) -> None:
+    with _output():
+        sys.stdout.write(text)
+
+
+@contextmanager
+def _output() -> Iterator[None]:
+    """What is written inside has arrived at the end. UserError: it cannot be written."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Else the interpreter tries again at its end, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UserError(f"the output cannot be written: {error.strerror}") from None
+
+
+def _open_standard_streams() -> None:
+    """Streams that were closed lead nowhere: else sockets of ours would get their numbers."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+        if fd and getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w", closefd=False))
+
+
+def _traceback(error: Exception) -> None:
     if logging.getLogger("vduse").isEnabledFor(logging.INFO):
         traceback.print_exception(error)
+
+
+def _fault(error: Exception) -> int:
+    _traceback(error)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     print(
         f"vduse: internal fault: {what} (run again with -v for the traceback, and report it)",

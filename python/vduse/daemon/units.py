@@ -5,9 +5,15 @@ from __future__ import annotations
 import re
 
 _UNITS = ("", "k", "M", "G", "T")
-_SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_NUMBER = re.compile("[0-9]{1,20}")
+_SIZE = re.compile(rf"({_NUMBER.pattern})\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 #: The rule, as error messages quote it.
 RULE = "a whole number of bytes, or of k, M, G, T (1k = 1024), for example 512, 4k or 1G"
+
+
+def parse_number(text: str) -> int | None:
+    """A whole number of at most 20 digits; None for anything else."""
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def parse_size(text: str) -> int:

@@ -7,7 +7,7 @@
 
 use crate::error;
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -228,9 +228,11 @@ fn number(outcome: Result<u64, Errno>) -> i64 {
     }
 }
 
-/// Whether to wait on: not after a signal handler has raised.
+/// Whether to wait on: not after a signal handler has raised, and not at the interpreter's end,
+/// where the threads that answer for the device stand still.
 fn go_on(signal: &mut PyResult<()>) -> bool {
-    *signal = Python::attach(|py| py.check_signals());
+    *signal = Python::try_attach(|py| py.check_signals())
+        .unwrap_or_else(|| Err(PyRuntimeError::new_err("the interpreter is ending")));
     signal.is_ok()
 }
 
@@ -238,6 +240,11 @@ fn go_on(signal: &mut PyResult<()>) -> bool {
 fn failed(driver: &BlkDriver, errno: Errno) -> PyErr {
     match driver.failure() {
         Some(why) if errno == Errno::IO => error::os_error(errno, why),
+        _ if errno == Errno::INVAL => {
+            let size = driver.capacity().bytes().unwrap_or(u64::MAX);
+            let words = format!("no whole sectors, or past the disk's end at {size} bytes");
+            error::os_error(errno, words)
+        }
         _ => error::errno(errno),
     }
 }

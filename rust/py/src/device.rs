@@ -25,9 +25,15 @@ const F_RING_PACKED: u64 = 1 << 34;
 /// Longer waits are as good as for ever.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// Kept by who uses a pool or a backend; as long as there is one, it is not closed.
+type Lease = Arc<()>;
+
 /// The worker threads; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
-struct Pool(PerProcess<vduse_device::Pool>);
+struct Pool {
+    pool: PerProcess<vduse_device::Pool>,
+    lease: Lease,
+}
 
 #[pymethods]
 impl Pool {
@@ -38,16 +44,22 @@ impl Pool {
             return Err(PyValueError::new_err("a pool needs a worker"));
         }
         let pool = vduse_device::Pool::new(workers).map_err(error::errno)?;
-        Ok(Pool(PerProcess::new(pool)))
+        Ok(Pool {
+            pool: PerProcess::new(pool),
+            lease: Lease::default(),
+        })
     }
 
     #[getter]
     fn workers(&self) -> PyResult<usize> {
-        Ok(self.0.get()?.workers())
+        Ok(self.pool.get()?.workers())
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let pool = self.0.get()?;
+        let pool = self.pool.get()?;
+        if Arc::strong_count(&self.lease) > 1 {
+            return Err(error::in_use("pool"));
+        }
         py.detach(|| pool.close());
         Ok(())
     }
@@ -58,6 +70,7 @@ impl Pool {
 struct Backend {
     backend: PerProcess<Arc<dyn backend::Backend>>,
     closed: AtomicBool,
+    lease: Lease,
 }
 
 impl Backend {
@@ -65,6 +78,7 @@ impl Backend {
         Ok(Backend {
             backend: PerProcess::new(Arc::new(made.map_err(backend_error)?)),
             closed: AtomicBool::new(false),
+            lease: Lease::default(),
         })
     }
 
@@ -154,6 +168,9 @@ impl Backend {
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let backend = self.backend.get()?;
+        if Arc::strong_count(&self.lease) > 1 {
+            return Err(error::in_use("backend"));
+        }
         if self.closed.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
@@ -173,12 +190,21 @@ fn layout(size: u16, features: u64) -> Layout {
 
 /// All queues of one device; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
-struct BlkDataPath(PerProcess<Mutex<Option<Arc<DataPath>>>>);
+struct BlkDataPath(PerProcess<Mutex<Option<OpenPath>>>);
+
+/// A data path that is not closed, and what it uses.
+struct OpenPath {
+    path: Arc<DataPath>,
+    _leases: [Lease; 2],
+}
 
 impl BlkDataPath {
     fn path(&self) -> PyResult<Arc<DataPath>> {
-        let path = self.0.get()?.lock().unwrap_or_else(PoisonError::into_inner);
-        path.clone().ok_or_else(|| error::closed("data path"))
+        let open = self.0.get()?.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*open {
+            Some(open) => Ok(open.path.clone()),
+            None => Err(error::closed("data path")),
+        }
     }
 }
 
@@ -202,10 +228,12 @@ impl BlkDataPath {
             limits,
             serial,
         };
-        let path = DataPath::new(pool.0.get()?, hookup).map_err(error::errno)?;
-        Ok(BlkDataPath(PerProcess::new(Mutex::new(Some(Arc::new(
-            path,
-        ))))))
+        let path = DataPath::new(pool.pool.get()?, hookup).map_err(error::errno)?;
+        let open = OpenPath {
+            path: Arc::new(path),
+            _leases: [pool.lease.clone(), backend.lease.clone()],
+        };
+        Ok(BlkDataPath(PerProcess::new(Mutex::new(Some(open)))))
     }
 
     #[staticmethod]
@@ -321,14 +349,14 @@ impl BlkDataPath {
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let path = self
+        let open = self
             .0
             .get()?
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(path) = path {
-            py.detach(|| path.close());
+        if let Some(open) = open {
+            py.detach(|| open.path.close());
         }
         Ok(())
     }

@@ -13,14 +13,23 @@ use std::io;
 
 /// An errno with the system's own words.
 pub fn errno(errno: Errno) -> PyErr {
-    let words = errno.to_string();
-    let words = words.split(" (os error").next().unwrap_or_default();
-    os_error(errno, words)
+    os_error(errno, errno)
 }
 
-/// An errno with our own words, where they say more.
+/// An errno with our own words, where they say more. Python shows the number: what Rust's errors
+/// say of it is left out.
 pub fn os_error(errno: Errno, words: impl Display) -> PyErr {
-    PyOSError::new_err((errno.raw_os_error(), words.to_string()))
+    let number = format!(" (os error {})", errno.raw_os_error());
+    let words = words.to_string().replace(&number, "");
+    PyOSError::new_err((errno.raw_os_error(), words))
+}
+
+/// Something cannot be closed: a data path that is not closed yet uses it.
+pub fn in_use(what: &str) -> PyErr {
+    os_error(
+        Errno::BUSY,
+        format!("{what} is in use: close the devices on it first"),
+    )
 }
 
 /// An I/O error; one that the system did not make is EIO.

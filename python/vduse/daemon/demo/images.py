@@ -13,6 +13,8 @@ from vduse.daemon.units import format_size
 SECTOR = 512
 #: Below this the FAT file system has no room for the files.
 MIN_SIZE = 64 << 20
+#: The largest file offset.
+MAX_SIZE = (1 << 63) - SECTOR
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ def check_size(size: int) -> None:
         )
     if size < MIN_SIZE:
         raise UserError(f"--size {format_size(size)} is too small: use 64M or more")
+    if size > MAX_SIZE:
+        raise UserError(f"--size {format_size(size)} is too large for a file: use 8388607T or less")
 
 
 def prepare(path: Path, size: int) -> Image:
@@ -71,12 +75,18 @@ def _existing(path: Path, size: int) -> Image:
         os.close(fd)
     if there == 0 and blank:
         return _grow(path, size)
+    blank = blank and there >= MIN_SIZE
+    if blank and not os.access(path, os.W_OK):
+        raise UserError(
+            f"{path}: it is empty, the demo would fill it, and it may not be written: "
+            "change its mode, or name an image with contents"
+        )
     if there % SECTOR:
         raise UserError(
             f"{path}: its size is not a multiple of {SECTOR} bytes: "
             f"pad it first (truncate -s %{SECTOR} {path})"
         )
-    return Image(path, there, blank=blank and there >= MIN_SIZE, made=False)
+    return Image(path, there, blank=blank, made=False)
 
 
 def _grow(path: Path, size: int) -> Image:

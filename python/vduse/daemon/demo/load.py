@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 from vduse import _native
@@ -21,7 +22,7 @@ LOADS = (
 def loads(driver: _native.BlkDriver, *, write: bool) -> Iterator[Load]:
     """Runs them one by one; those that write overwrite the start of the disk."""
     for op, block_size, depth in LOADS:
-        if write or op.endswith("read"):
+        if (write or op.endswith("read")) and block_size <= driver.size:
             yield _run(driver, op, block_size, depth)
 
 
@@ -38,7 +39,8 @@ def _run(driver: _native.BlkDriver, op: str, block_size: int, depth: int) -> Loa
         },
     )
     if result["errors"]:
-        raise RuntimeError(f"{op}: {result['errors']} of {result['requests']} requests failed")
+        failed = f"{op}: {result['errors']} of {result['requests']} requests failed"
+        raise OSError(errno.EIO, failed)
     seconds = result["seconds"]
     return Load(
         op=op,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 
 from vduse.daemon.table import Context
 from vduse.daemon.units import format_size
@@ -92,7 +93,7 @@ def show(report: Report, context: Context) -> None:
     for done in report.checked:
         files = f"{done.files} files, " if done.files else ""
         out.print(
-            f"[green]ok[/]  {done.what}, {format_size(done.size)}: {files}"
+            f"[green]ok[/]  {escape(done.what)}, {format_size(done.size)}: {files}"
             f"{format_size(done.bytes)}; {done.checked}",
             soft_wrap=True,
         )
@@ -105,10 +106,13 @@ def show(report: Report, context: Context) -> None:
     for load in report.loads:
         out.print(
             f"  {load.op:10} {format_size(load.block_size):>8} x {load.depth:<4} "
-            f"{load.iops:>12,.0f} IOPS {load.mb_per_second:>10,.1f} MB/s"
+            f"{load.iops:>12,.0f} IOPS {load.mb_per_second:>10,.1f} MB/s",
+            soft_wrap=True,
         )
+    if report.kept:
+        out.print()
     for path in report.kept:
-        out.print(f"\nkept: {path}", soft_wrap=True)
+        out.print(f"kept: {path}", soft_wrap=True, markup=False)
     out.print(f"\n{report.seconds:.1f} s")
 
 

@@ -17,6 +17,7 @@ from vduse.daemon.demo.images import Image
 from vduse.daemon.demo.progress import Steps
 from vduse.daemon.demo.report import Checked, DeviceFacts, Load, Report
 from vduse.daemon.demo.stack import Attached, Stack
+from vduse.daemon.errors import UserError
 from vduse.daemon.table import Context
 from vduse.daemon.units import format_size
 
@@ -43,17 +44,22 @@ class _Demo:
         keep = self._options.keep
         with self._stopper.held(), ExitStack() as clean_up:
             scratch = Path(tempfile.mkdtemp(prefix="vduse-demo-"))
-            if not keep:
-                clean_up.callback(shutil.rmtree, scratch)
+            clean_up.callback(shutil.rmtree, scratch)
             named = self._options.image
+            if named == "":
+                raise UserError("the image has no name: name a file, or leave it out")
             path = Path(named) if named is not None else scratch / "demo.img"
             image = images.prepare(path, self._options.size)
-            if image.made and not keep:
+            if image.made:
                 clean_up.callback(path.unlink, missing_ok=True)
             with closing(Stack(self._options)) as stack:
                 self._scenes(stack, image, scratch)
             kept = [str(path)] if keep and image.made else []
             kept += [str(p) for p in scratch.iterdir() if keep and str(p) not in kept]
+            if keep:  # only here: what a failure leaves behind is of no use
+                clean_up.pop_all()
+                if not any(scratch.iterdir()):
+                    scratch.rmdir()
         return Report(
             checked=tuple(self._checked),
             left_out=tuple(self._left_out),
@@ -157,6 +163,7 @@ class _Demo:
                 through = ext4.digest(attached.disk, ext4.SIZE, advance)
             same = through == _file_digest(source, ext4.SIZE)
             self._same([] if same else [str(target)], "the disk")
+        source.unlink()
         with self._stopper.released(), self._steps.step("e2fsck"):
             ext4.check(target)
         self._add("ext4 file system", ext4.SIZE, "image SHA-256 equal, e2fsck finds it clean")

@@ -3,7 +3,9 @@ virtio_vdpa."""
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,16 +14,19 @@ from vduse import _native
 from vduse.backends.errors import BackendError
 from vduse.backends.spec import open_backend
 from vduse.bus.disk import Disk
+from vduse.bus.errors import VdpaError
 from vduse.channel.embedded import EmbeddedControl
 from vduse.daemon.commands import DemoOptions
 from vduse.daemon.demo.counts import Counts
 from vduse.daemon.demo.report import Bounce, DeviceFacts
-from vduse.daemon.errors import UserError
+from vduse.daemon.errors import UserError, image_error
 from vduse.devices.blk import BlkDevice
 from vduse.framework import Framework
 
 #: Bytes of one write-zeroes request.
 _CLEAR_STEP = 64 << 20
+#: Bytes left on a file system that count as none.
+_LITTLE_ROOM = 1 << 20
 
 
 class Attached:
@@ -72,7 +77,7 @@ class Stack:
             backend = open_backend(f"file:{image}", read_only=read_only, direct=options.direct)
         except BackendError as error:
             raise UserError(str(error)) from None
-        with ExitStack() as exits:
+        with _storage_of(image), ExitStack() as exits:
             exits.callback(backend.close)
             device = BlkDevice(
                 name,
@@ -110,6 +115,20 @@ class Stack:
             irqs=stats["irqs"],
             bounce=bounce,
         )
+
+
+@contextmanager
+def _storage_of(image: Path) -> Iterator[None]:
+    """A request that failed is the image's storage's affair: UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO or isinstance(error, VdpaError):
+            raise
+        room = os.statvfs(image)
+        full = room.f_bavail * room.f_frsize < _LITTLE_ROOM
+        cause = OSError(errno.ENOSPC, "") if full else error
+        raise image_error(str(image), cause) from error
 
 
 def _reclaim(domain: _native.Domain) -> Bounce:

@@ -42,5 +42,6 @@ def show(diagnosis: Diagnosis, context: Context) -> None:
     context.out.print(
         "The embedded framework works here."
         if diagnosis.embedded_framework
-        else "The embedded framework does not work here: see what is missing above."
+        else "The embedded framework does not work here: see what is missing above.",
+        soft_wrap=True,
     )

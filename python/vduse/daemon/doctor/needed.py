@@ -66,7 +66,10 @@ def open_files() -> Check:
     devices = max(soft // _FDS_PER_DEVICE, 0) if soft != resource.RLIM_INFINITY else None
     if devices is None or devices >= 32:
         return ok("open files", f"limit {soft}")
-    return limited("open files", f"limit {soft}: about {devices} devices", f"ulimit -n {hard}")
+    how = f"ulimit -n {max(hard, 1024)}"
+    if devices == 0:
+        return missing("open files", f"limit {soft}: not enough for one device", how)
+    return limited("open files", f"limit {soft}: about {devices} devices", how)
 
 
 NEEDED: tuple[Callable[[], Check], ...] = (
