@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
+from vduse.bus.errors import DeviceTimedOut
 from vduse.daemon import main as program
 from vduse.daemon.errors import Stopped, UserError, image_error
 
@@ -18,9 +20,10 @@ DEMO_HELP = "(vduse demo --help shows how)"
     ("line", "message"),
     [
         ("dmo", "unknown command 'dmo', did you mean 'demo'? (vduse --help lists them)"),
-        ("--frob", "unknown command '--frob' (vduse --help lists them)"),
+        ("--frob", "a command comes first, then '--frob' (vduse --help lists them)"),
         ("demo --sise 3", f"unknown option '--sise', did you mean '--size'? {DEMO_HELP}"),
         ("demo a b", f"unknown argument 'b' {DEMO_HELP}"),
+        ("demo -- a --size", f"unknown argument '--size' {DEMO_HELP}"),
         ("demo --size", f"argument --size: expected one argument {DEMO_HELP}"),
         (
             "demo --size 3X",
@@ -30,6 +33,10 @@ DEMO_HELP = "(vduse demo --help shows how)"
         (
             "demo --queues 0",
             f"argument --queues: '0' is not a whole number from 1 to 64 {DEMO_HELP}",
+        ),
+        (
+            f"demo --queues {'9' * 5000}",
+            f"argument --queues: '{'9' * 5000}' is not a whole number from 1 to 64 {DEMO_HELP}",
         ),
         (
             "demo --queue-size two",
@@ -89,10 +96,46 @@ def test_how_a_command_ends(
         (errno.ENOENT, "no such file or folder: check the path"),
         (errno.EAGAIN, "in use by another program: stop that one first, or use another image"),
         (errno.EISDIR, "it is a folder: name a file in it"),
-        (errno.EIO, "Input/output error"),
+        (errno.ENXIO, "neither a file nor a block device: name a disk image"),
+        (errno.ELOOP, "its symbolic links go round in a circle: check the path"),
+        (errno.ENODATA, "No data available"),
     ],
 )
 def test_image_errors_say_what_to_do(number: int, advice: str, tmp_path: Path) -> None:
     image = str(tmp_path / "disk.img")
-    error = image_error(image, OSError(number, "Input/output error"))
+    error = image_error(image, OSError(number, os.strerror(number)))
     assert str(error) == f"{image}: {advice}"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DeviceTimedOut("device demo is broken"), "device demo is broken"),
+        (
+            OSError(errno.EMFILE, "eventfd"),
+            "too many open files for this process: raise the limit (ulimit -n 1024)",
+        ),
+        (MemoryError(), "not enough memory: free some, or raise the limit (ulimit -v)"),
+        (
+            RuntimeError("can't start new thread"),
+            "no more threads for this process: raise the limits (ulimit -u, -v)",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "", "d.img"),
+            "d.img: no such file or folder: check the path",
+        ),
+    ],
+)
+def test_refusals_of_framework_and_system_are_one_line(
+    error: Exception,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*_: object) -> int:
+        raise error
+
+    logging.getLogger("vduse").setLevel(logging.WARNING)
+    monkeypatch.setattr(program, "_run", run)
+    assert program.main(["demo"]) == 2
+    assert capsys.readouterr().err == f"vduse: error: {line}\n"

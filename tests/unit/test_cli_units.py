@@ -28,7 +28,7 @@ def test_parse_size(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "k", "1X", "-1", "1.5G", "1 G 2", "0x10", "1Gi B"])
+@pytest.mark.parametrize("text", ["", "k", "1X", "-1", "1.5G", "1 G 2", "0x10", "1Gi B", "\u0661"])
 def test_parse_size_refuses_and_names_the_rule(text: str) -> None:
     with pytest.raises(ValueError) as error:
         parse_size(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from vduse import _native
 from vduse.backends.errors import BackendError
 
@@ -19,5 +21,7 @@ def open_file(path: str, *, read_only: bool = False, direct: bool = False) -> _n
         hint = "change its mode" if read_only else "open it read-only, or change its mode"
         raise BackendError(f"{path}: permission denied; {hint}") from None
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise BackendError(f"{path}: on a read-only file system; open it read-only") from None
         # The native message names the path and says what to do.
         raise BackendError(error.strerror or str(error)) from error

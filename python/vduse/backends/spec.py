@@ -9,6 +9,7 @@ from vduse.backends.memory import open_memory
 from vduse.backends.null import open_null
 
 _SECTOR = 512
+_LARGEST = (1 << 63) - _SECTOR
 _SIZED = {"null": open_null, "memory": open_memory}
 
 
@@ -17,8 +18,9 @@ def open_backend(
 ) -> _native.Backend:
     """Opens what ``spec`` names.
 
-    ``size`` in bytes is for ``null`` and ``memory``, which have none of their own; ``read_only``
-    and ``direct`` are for files. A path that is called like a backend is written ``file:null``
+    ``size`` in bytes is for ``null`` and ``memory``, which have none of their own; ``direct`` is
+    for files. ``read_only`` opens a file so; of ``null`` and ``memory`` only the device can be
+    read-only. A path that is called like a backend is written ``file:null``
     or ``./null``. BackendError: one line that says what to do.
     """
     if spec in _SIZED:
@@ -28,6 +30,8 @@ def open_backend(
             raise BackendError(f"{spec}: needs a size")
         if size <= 0 or size % _SECTOR:
             raise BackendError(f"{spec}: a size of {size} bytes is no multiple of {_SECTOR}")
+        if size > _LARGEST:
+            raise BackendError(f"{spec}: {size} bytes are too many; at most {_LARGEST}")
         try:
             return _SIZED[spec](size)
         except (OSError, MemoryError, OverflowError) as error:

@@ -35,7 +35,7 @@ def parse(table: Table, argv: Sequence[str]) -> Invocation:
     name, *rest = argv
     command = by_name.get(name)
     if command is None and name.startswith("-"):
-        raise UserError(f"'{name}' comes before the command (vduse --help shows how)")
+        raise UserError(f"a command comes first, then '{name}' (vduse --help lists them)")
     if command is None:
         raise UserError(
             f"unknown command '{name}'{_did_you_mean(name, by_name)} (vduse --help lists them)"

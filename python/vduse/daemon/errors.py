@@ -12,6 +12,7 @@ person's affair, too.
 from __future__ import annotations
 
 import errno
+import os
 
 from vduse.bus.errors import VdpaError
 
@@ -78,7 +79,8 @@ def refusal(error: Exception) -> UserError | None:
         return UserError(_REFUSALS[errno.ENOMEM])
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return UserError("no more threads for this process: raise the limits (ulimit -u, -v)")
+    if isinstance(error, OSError) and error.filename and error.errno in _IMAGE_ADVICE:
+        return image_error(os.fsdecode(error.filename), error)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
-        named = f"{error.filename}: " if error.filename else ""
-        return UserError(named + _REFUSALS[error.errno])
+        return UserError(_REFUSALS[error.errno])
     return None

@@ -96,7 +96,7 @@ def _open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
         if fd and getattr(sys, name) is None:
-            setattr(sys, name, open(fd, "w", closefd=False))
+            setattr(sys, name, os.fdopen(fd, "w", closefd=False))
 
 
 def _traceback(error: Exception) -> None:

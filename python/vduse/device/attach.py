@@ -18,7 +18,7 @@ def create_or_open(control: ControlPort, spec: DeviceSpec) -> tuple[Channel, boo
     A new device's virtqueues are set up here. OSError: EINVAL, EPERM (CREATE refused), EBUSY
     (another program has the node open). ConfigMismatch.
     """
-    control.set_api_version(spec.api_version)
+    _set_api_version(control, spec.api_version)
     try:
         control.create_dev(spec.dev_config())
     except FileExistsError:
@@ -43,6 +43,16 @@ def create_or_open(control: ControlPort, spec: DeviceSpec) -> tuple[Channel, boo
     return channel, False
 
 
+def _set_api_version(control: ControlPort, version: int) -> None:
+    try:
+        control.set_api_version(version)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        text = f"the framework does not know API version {version}"
+        raise OSError(errno.EINVAL, text) from error
+
+
 def _expect_same(channel: Channel, spec: DeviceSpec) -> None:
     """The framework tells neither config space nor features back: what can be seen is the
     number of virtqueues and whether the config space has room for ours."""
@@ -55,6 +65,9 @@ def _expect_same(channel: Channel, spec: DeviceSpec) -> None:
         if spec.config:
             channel.dev_set_config(0, spec.config)
     except OSError as error:
+        if error.errno == errno.EPERM:
+            text = f"device {spec.name} is broken for good: destroy it, then start it again"
+            raise PermissionError(errno.EPERM, text) from error
         if error.errno != errno.EINVAL:
             raise
         raise _mismatch(spec) from error

@@ -68,7 +68,10 @@ class ControlThread:
 
     def call(self, function: Callable[[], T]) -> T:
         """Runs ``function`` on the thread and returns what it returns, or raises what it
-        raises. On the thread itself it runs at once."""
+        raises. On the thread itself it runs at once. RuntimeError in a forked child, which the
+        thread did not follow."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(f"made by process {self._pid}: it cannot be used after a fork")
         if threading.current_thread() is self._thread:
             return function()
         future: Future[T] = Future()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from vduse.control.abi import DevConfig
+
+#: VDUSE_NAME_MAX with its NUL.
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,15 @@ class DeviceSpec:
     vq_align: int = 4096
     #: 0, or 1: then the device has one virtqueue group and one address space.
     api_version: int = 0
+
+    def __post_init__(self) -> None:
+        """ValueError: a name that no device node can have, an API version that is not."""
+        if not 1 <= len(os.fsencode(self.name)) <= _LONGEST_NAME:
+            raise ValueError(f"name: {self.name!r} is not 1 to {_LONGEST_NAME} bytes long")
+        if self.name in (".", "..") or "/" in self.name or "\0" in self.name:
+            raise ValueError(f"name: {self.name!r} cannot be a file's name below /dev/vduse")
+        if self.api_version not in (0, 1):
+            raise ValueError(f"api_version: {self.api_version} is neither 0 nor 1")
 
     def dev_config(self) -> DevConfig:
         """For VDUSE_CREATE_DEV."""

@@ -128,7 +128,7 @@ class BlkDevice:
     ) -> None:
         """``packed`` offers packed virtqueues; the driver chooses. A read-only backend makes a
         read-only device. ``drain_timeout``: seconds that a stop or a reset may take.
-        ValueError: queues, queue_size or serial out of range."""
+        ValueError: name, queues, queue_size, serial, drain_timeout or api_version out of range."""
         if not 1 <= queues <= 0xFFFF:
             raise ValueError(f"queues: {queues} is not between 1 and 65535")
         is_power = queue_size & (queue_size - 1) == 0
@@ -137,9 +137,11 @@ class BlkDevice:
                 f"queue_size: {queue_size} is not a power of two "
                 f"between {_SMALLEST_QUEUE} and {_LARGEST_QUEUE}"
             )
+        if not serial.isascii() or len(serial) > SERIAL_BYTES:
+            raise ValueError(f"serial: {serial!r} is not at most {SERIAL_BYTES} ASCII characters")
         self._serial = serial.encode("ascii")
-        if len(self._serial) > SERIAL_BYTES:
-            raise ValueError(f"serial: {serial!r} is longer than {SERIAL_BYTES} characters")
+        if drain_timeout < 0:
+            raise ValueError(f"drain_timeout: {drain_timeout} is negative")
         self._read_only = read_only or backend.read_only
         features = offered_features(
             read_only=self._read_only,

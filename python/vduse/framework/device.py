@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MIN_BOUNCE_SIZE = 1 << 20
 MAX_BOUNCE_SIZE = 1 << 30
+#: Seconds, an unsigned int in the kernel.
+MAX_MSG_TIMEOUT = (1 << 32) - 1
 
 
 class VduseDevice:
@@ -77,7 +79,7 @@ class VduseDevice:
 
     @msg_timeout.setter
     def msg_timeout(self, seconds: float) -> None:
-        if not 0 <= seconds < 1 << 32:
+        if not 0 <= seconds <= MAX_MSG_TIMEOUT:
             raise OSError(errno.EINVAL, "msg_timeout is 0 (for ever) or a number of seconds")
         self._msg_timeout = seconds
 

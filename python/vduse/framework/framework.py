@@ -32,7 +32,12 @@ from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, VdpaError
 from vduse.channel.tap import Tap
 from vduse.control.abi import DevConfig
 from vduse.framework.dev_add import provision
-from vduse.framework.device import VduseDevice
+from vduse.framework.device import (
+    MAX_BOUNCE_SIZE,
+    MAX_MSG_TIMEOUT,
+    MIN_BOUNCE_SIZE,
+    VduseDevice,
+)
 from vduse.framework.endpoints import Listener, add_control, open_device
 from vduse.framework.irq import WorkQueue
 from vduse.framework.profile import find_profile
@@ -61,8 +66,13 @@ class Framework:
     ) -> None:
         """``profile``: which kernel to play (6.12, 7.2). ``bounce_size`` (bytes) and
         ``msg_timeout`` (seconds, 0: for ever) are new devices' attributes. ``tap`` sees
-        everything that crosses the channels. ValueError: no such profile."""
+        everything that crosses the channels. ValueError: no such profile, or an attribute
+        out of its range."""
         self._profile = find_profile(profile)
+        if not MIN_BOUNCE_SIZE <= bounce_size <= MAX_BOUNCE_SIZE:
+            raise ValueError(f"bounce_size: {bounce_size} is not between 1 MiB and 1 GiB")
+        if not 0 <= msg_timeout <= MAX_MSG_TIMEOUT:
+            raise ValueError(f"msg_timeout: {msg_timeout} is not between 0 and {MAX_MSG_TIMEOUT} s")
         self._bounce_size = bounce_size
         self._msg_timeout = msg_timeout
         self._tap = tap
@@ -110,8 +120,11 @@ class Framework:
 
     def listen(self, path: str | os.PathLike[str]) -> None:
         """Takes control connections of other programs of this user at a socket, until
-        :meth:`close`. OSError EADDRINUSE."""
+        :meth:`close`. OSError EADDRINUSE. ValueError: an empty path."""
         self._check_usable()
+        if not os.fspath(path):
+            # bind(2) would choose an abstract name, which file modes do not guard.
+            raise ValueError("listen: needs a path")
         self._service.add(Listener(self._service, os.fspath(path), self, self._profile, self._tap))
 
     @property

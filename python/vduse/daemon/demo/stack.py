@@ -77,7 +77,7 @@ class Stack:
             backend = open_backend(f"file:{image}", read_only=read_only, direct=options.direct)
         except BackendError as error:
             raise UserError(str(error)) from None
-        with _storage_of(image), ExitStack() as exits:
+        with storage_of(image), ExitStack() as exits:
             exits.callback(backend.close)
             device = BlkDevice(
                 name,
@@ -118,7 +118,7 @@ class Stack:
 
 
 @contextmanager
-def _storage_of(image: Path) -> Iterator[None]:
+def storage_of(image: Path) -> Iterator[None]:
     """A request that failed is the image's storage's affair: UserError."""
     try:
         yield
