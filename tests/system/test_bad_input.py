@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,7 +32,7 @@ class Person:
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command line; ``before`` runs in the new process."""
         return subprocess.run(
-            [sys.executable, "-m", "vduse.daemon.main", *line.split(" ")],
+            [sys.executable, "-m", "vduse.daemon", *line.split(" ")],
             cwd=self.cwd,
             env={**os.environ, "TMPDIR": str(self.tmp)},
             text=True,
@@ -100,7 +101,12 @@ def test_a_file_size_limit(person: Person) -> None:
 @pytest.mark.parametrize("files", [12, 20, 32])
 def test_few_open_files(person: Person, files: int) -> None:
     line = person.refused("demo --size 64M --queues 4", limit(resource.RLIMIT_NOFILE, files))
-    assert "ulimit -n" in line
+    assert line == f"{files} open files are allowed, 100 are needed: ulimit -n 100"
+
+
+def test_open_files_that_suffice(person: Person) -> None:
+    done = person.types("demo --size 64M --queues 4", limit(resource.RLIMIT_NOFILE, 100))
+    assert done.returncode == 0, done.stderr
 
 
 def test_doctor_sees_that_the_open_files_do_not_suffice(person: Person) -> None:
@@ -153,3 +159,23 @@ def test_io_uring_forbidden_in_part(person: Person, call: str) -> None:
 def test_a_call_forbidden_that_the_framework_needs(person: Person, call: str) -> None:
     line = person.refused("demo --size 64M", lambda: seccomp.refuse({call: errno.EPERM}))
     assert line.endswith("vduse doctor says what this host lacks")
+
+
+# --- signals when no command runs -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_interrupt_outside_of_the_command(when: str) -> None:
+    """While modules are imported, and while the interpreter ends."""
+    interrupt = "import signal; signal.raise_signal(signal.SIGINT)"
+    begin = (
+        "from vduse.daemon import __main__ as program, main; import sys; sys.argv[1:] = ['doctor']"
+    )
+    body = {
+        "before": f"def stop(): {interrupt}\nmain.main = stop\nprogram.main()",
+        "after": f"program.main(); {interrupt}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", f"{begin}\n{body[when]}"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

@@ -31,7 +31,7 @@ class Runner:
         self.env = {**os.environ, "TMPDIR": str(self.tmp)}
 
     def argv(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "vduse.daemon.main", "demo", *arguments]
+        return [sys.executable, "-m", "vduse.daemon", "demo", *arguments]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -163,7 +163,7 @@ def test_capacity_is_the_first_field() -> None:
         ({"queues": 0}, "queues: 0 is not between 1 and 65535"),
         ({"queue_size": 100}, "queue_size: 100 is not a power of two"),
         ({"queue_size": 2}, "queue_size: 2 is not a power of two between 4 and 32768"),
-        ({"serial": "x" * 21}, "longer than 20 characters"),
+        ({"serial": "x" * 21}, "is not at most 20 ASCII characters"),
     ],
 )
 def test_options_out_of_range(options: dict[str, int | str], why: str) -> None:

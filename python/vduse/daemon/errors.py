@@ -66,6 +66,7 @@ _REFUSALS = {
     errno.EFBIG: "a file would be larger than this process may write: raise the limit (ulimit -f)",
     errno.EROFS: "the folder for temporary files is read-only: set TMPDIR",
     errno.EPERM: "the system does not permit it: vduse doctor says what this host lacks",
+    errno.EOPNOTSUPP: "the system does not support it: vduse doctor says what this host lacks",
     errno.ENOSYS: "the system has no such call: vduse doctor says what this host lacks",
 }
 

@@ -112,7 +112,3 @@ def _fault(error: Exception) -> int:
         file=sys.stderr,
     )
     return EXIT_FAULT
-
-
-if __name__ == "__main__":
-    sys.exit(main())

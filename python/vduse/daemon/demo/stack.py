@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ from vduse.framework import Framework
 
 #: Bytes of one write-zeroes request.
 _CLEAR_STEP = 64 << 20
+#: Fds of the process and of each virtqueue, both sides together, rounded up.
+_FDS = 64
+_FDS_PER_QUEUE = 9
 #: Bytes left on a file system that count as none.
 _LITTLE_ROOM = 1 << 20
 
@@ -57,6 +61,8 @@ class Stack:
     """A framework, and what has moved on its channels."""
 
     def __init__(self, options: DemoOptions) -> None:
+        """UserError: the process may not open enough files."""
+        _check_open_files(_FDS + _FDS_PER_QUEUE * options.queues)
         self._options = options
         self._counts = Counts()
         self._exits = ExitStack()
@@ -115,6 +121,13 @@ class Stack:
             irqs=stats["irqs"],
             bounce=bounce,
         )
+
+
+def _check_open_files(needed: int) -> None:
+    """Before anything is made: a device that runs out of fds half-way is a broken one."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        raise UserError(f"{soft} open files are allowed, {needed} are needed: ulimit -n {needed}")
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from vduse.daemon.doctor.check import Check, limited, missing, ok
 
-#: Fds of one device with one queue, both sides in one process, rounded up.
+#: Fds of a process, and of one device with one queue and both sides in it, rounded up.
+_FDS = 48
 _FDS_PER_DEVICE = 32
 
 
@@ -63,7 +64,7 @@ def packet_sockets() -> Check:
 def open_files() -> Check:
     """RLIMIT_NOFILE: how many devices one process can hold."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    devices = max(soft // _FDS_PER_DEVICE, 0) if soft != resource.RLIM_INFINITY else None
+    devices = max((soft - _FDS) // _FDS_PER_DEVICE, 0) if soft != resource.RLIM_INFINITY else None
     if devices is None or devices >= 32:
         return ok("open files", f"limit {soft}")
     how = f"ulimit -n {max(hard, 1024)}"
