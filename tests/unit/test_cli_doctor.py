@@ -51,7 +51,7 @@ def test_few_open_files_are_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     check = needed.open_files()
     assert (check.state, check.detail, check.how) == (
         "limited",
-        "limit 256: about 8 devices",
+        "limit 256: about 6 devices",
         "ulimit -n 4096",
     )
 
