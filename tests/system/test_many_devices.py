@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+
+import pytest
 
 from vduse.testing.harness import BlkPark, BlkSpec
 
@@ -26,3 +30,16 @@ def test_fds_return_to_the_start_when_devices_go() -> None:
         for number in range(20):
             park.add(BlkSpec(name=f"disk{number}", size=MIB))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("where", ["process", "child"])
+def test_a_program_that_closes_nothing_ends_at_once(where: str) -> None:
+    program = (
+        "from vduse.testing.harness import blk_stack\n"
+        f"manager = blk_stack(size={MIB}, where={where!r})\n"
+        "stack = manager.__enter__()\n"
+        "stack.disk.pwrite(bytes(512), 0)\n"
+    )
+    # Half of the 30 s that a message would wait for an answer.
+    ended = subprocess.run([sys.executable, "-c", program], timeout=15, capture_output=True)
+    assert (ended.returncode, ended.stdout) == (0, b"")

@@ -142,6 +142,16 @@ def test_device_starts_once(rig: Rig) -> None:
         rig.device.start(rig.control)
 
 
+def test_a_start_that_fails_leaves_no_device_behind(rig: Rig) -> None:
+    def no_data_path(resolver: object) -> FakeDataPath:
+        raise ValueError("no such limits")
+
+    device = Device(spec(), no_data_path)
+    with pytest.raises(ValueError, match="no such limits"):
+        device.start(rig.control)
+    assert rig.control.destroyed
+
+
 # --- SET_STATUS -------------------------------------------------------------------------
 
 

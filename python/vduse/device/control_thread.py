@@ -6,6 +6,7 @@ for as long as it takes, see :meth:`ControlThread.offload`.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import selectors
@@ -56,20 +57,24 @@ class ControlThread:
             shared = cls._shared
             if shared is None or shared._pid != os.getpid():
                 shared = cls._shared = ControlThread()
+                # The interpreter stops its threads without a word; who calls one later waits.
+                atexit.register(shared.close)
             return shared
 
-    def post(self, callback: Callable[[], None]) -> None:
-        """Runs ``callback`` on the thread, soon. It must not raise. Nothing after
+    def post(self, callback: Callable[[], None]) -> bool:
+        """Runs ``callback`` on the thread, soon. It must not raise. Nothing, and false, after
         :meth:`close`: work that was given up on may end later."""
         with self._wakeup_lock:
-            if self._wakeup >= 0:
-                self._posted.append(callback)
-                os.eventfd_write(self._wakeup, 1)
+            if self._wakeup < 0:
+                return False
+            self._posted.append(callback)
+            os.eventfd_write(self._wakeup, 1)
+            return True
 
     def call(self, function: Callable[[], T]) -> T:
         """Runs ``function`` on the thread and returns what it returns, or raises what it
-        raises. On the thread itself it runs at once. RuntimeError in a forked child, which the
-        thread did not follow."""
+        raises. On the thread itself it runs at once, and on the caller's after :meth:`close`.
+        RuntimeError in a forked child, which the thread did not follow."""
         if os.getpid() != self._pid:
             raise RuntimeError(f"made by process {self._pid}: it cannot be used after a fork")
         if threading.current_thread() is self._thread:
@@ -82,7 +87,8 @@ class ControlThread:
             except BaseException as error:
                 future.set_exception(error)
 
-        self.post(run)
+        if not self.post(run):
+            run()
         return future.result()
 
     def offload(self, owner: Owner, work: Callable[[], T], then: Callable[[T], None]) -> None:
@@ -107,18 +113,24 @@ class ControlThread:
 
     def unwatch(self, fd: int) -> None:
         """Stops watching; an fd that is not watched is left alone."""
-        if fd in self._selector.get_map():
+        if self._wakeup >= 0 and fd in self._selector.get_map():
             self._selector.unregister(fd)
 
     def close(self) -> None:
-        """Ends the thread; nothing may be watched any more."""
-        self._stopping = True
-        os.eventfd_write(self._wakeup, 1)
+        """Ends the thread: nothing is watched any more. A forked child has no such thread."""
+        if self._pid != os.getpid():
+            return
+        with self._wakeup_lock:
+            if self._wakeup < 0:
+                return
+            self._stopping = True
+            os.eventfd_write(self._wakeup, 1)
         self._thread.join()
-        self._selector.close()
         with self._wakeup_lock:
             os.close(self._wakeup)
             self._wakeup = -1
+        self._selector.close()
+        self._run_posted()
 
     def _run(self) -> None:
         while not self._stopping:

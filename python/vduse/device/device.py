@@ -90,12 +90,14 @@ class Device:
             data_path = self._make_data_path(channel.resolver())
         except BaseException:
             channel.close()
+            self._undo(control, existed)
             raise
         attached = _Attached(self._spec, channel, data_path, thread, self._end, self._drain_timeout)
         try:
             thread.call(lambda: attached.begin(existed))
         except BaseException:
             attached.close(self._drain_timeout)
+            self._undo(control, existed)
             raise
         self._attached, self._control = attached, control
         return existed
@@ -119,6 +121,12 @@ class Device:
         control, self._control = self._control, None
         if control is not None:
             control.destroy_dev(self.name)
+
+    def _undo(self, control: ControlPort, existed: bool) -> None:
+        """A start that failed leaves no device behind that it made itself."""
+        if not existed:
+            with contextlib.suppress(OSError):
+                control.destroy_dev(self.name)
 
     def _require(self) -> _Attached:
         if self._attached is None:

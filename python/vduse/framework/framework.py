@@ -16,11 +16,13 @@ device, and the service thread never takes it:
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
 import os
 import socket
 import threading
+import weakref
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -86,6 +88,7 @@ class Framework:
         self._kicks = _native.KickRelay()
         self._bus = Bus(self._kicks)
         self._shrinker = Shrinker(self._reclaimable)
+        _open.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -275,3 +278,13 @@ class Framework:
             raise VdpaError("this framework belongs to the parent process: make one here")
         if self._closed:
             raise VdpaError("the framework is closed")
+
+
+#: Closed when the interpreter ends: its threads end then, and nobody would be answered.
+_open: weakref.WeakSet[Framework] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for framework in list(_open):
+        framework.close()
