@@ -62,12 +62,13 @@ def _copies(quick: bool, step: Step) -> tuple[Table, Figures]:
         box=SIMPLE,
         title_justify="left",
     )
-    for name in ("op", "MB/s", "copying thread MB/s", "share", "share of CPU"):
+    for name in ("op", "depth", "MB/s", "copying thread MB/s", "share", "share of CPU"):
         table.add_column(name, justify="right")
     rows = list(copies.measure(200 if quick else 2000, 5, step))
     for row in rows:
         table.add_row(
             row.op,
+            str(row.depth),
             f"{row.rate / 1e6:,.0f}",
             f"{row.copy_rate / 1e6:,.0f}",
             f"{row.share:.0%}",

@@ -1,5 +1,6 @@
 //! A worker thread: one epoll for its letter box, its io_uring and the kick fds of its queues.
-//! It sleeps without a timeout when nothing is to be done.
+//! It sleeps without a timeout when nothing is to be done, but where work has lately come soon
+//! it looks again for a moment first.
 //!
 //! Kick fds are watched for edges and never read: every kick is an edge, nothing that the
 //! driver does to the fd can block a read, and a kick costs no second system call.
@@ -23,7 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, SyncSender};
-use vduse_ring::Chain;
+use vduse_ring::{Chain, Spin};
 
 /// Dropped when what was asked for is done.
 pub(crate) type Done = Sender<()>;
@@ -100,6 +101,7 @@ impl Seed {
             chain: Chain::default(),
             completions: Vec::new(),
             mail: Mail::default(),
+            spin: Spin::default(),
             is_quitting: false,
         };
         worker.run();
@@ -119,6 +121,7 @@ struct Worker {
     chain: Chain,
     completions: Vec<Completion>,
     mail: Mail,
+    spin: Spin,
     is_quitting: bool,
 }
 
@@ -148,11 +151,20 @@ impl Worker {
         self.end();
     }
 
-    /// Sleeps until something happens, and notes what.
+    /// Waits until something happens, and notes what.
     fn wait(&mut self, events: &mut Vec<epoll::Event>, timeout: Option<&Timespec>) {
         events.clear();
-        // EINTR: nothing happened.
-        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout);
+        // An error is EINTR: nothing happened.
+        let mut fetch = |timeout: Option<&Timespec>| {
+            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout) != Ok(0)
+        };
+        match timeout {
+            Some(_) => drop(fetch(timeout)),
+            None => self.spin.wait(|may_sleep| match may_sleep {
+                true => fetch(None),
+                false => fetch(Some(&Timespec::default())),
+            }),
+        }
         for event in events.drain(..) {
             match event.data.u64() {
                 WAKE => self.read_mail(),

@@ -15,6 +15,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use vduse_ring::Spin;
 
 /// How long a thread waits before it asks whether to go on (Python's signals).
 const SLICE: Duration = Duration::from_millis(50);
@@ -27,6 +28,8 @@ pub(super) struct QueueShared {
     wake: OwnedFd,
     line: Arc<VqLine>,
     dma: Arc<dyn Dma>,
+    /// The leader's.
+    spin: Spin,
 }
 
 /// The queue and who waits on it.
@@ -76,6 +79,7 @@ impl QueueShared {
             wake,
             line: Arc::clone(line),
             dma: Arc::clone(dma),
+            spin: Spin::default(),
         }
     }
 
@@ -124,7 +128,16 @@ impl QueueShared {
             tv_sec: 0,
             tv_nsec: slice.subsec_nanos().into(),
         };
-        let polled = poll(&mut fds, Some(&timeout));
+        let mut polled = Ok(0);
+        self.spin.wait(|may_sleep| {
+            let timeout = if may_sleep {
+                timeout
+            } else {
+                Timespec::default()
+            };
+            polled = poll(&mut fds, Some(&timeout));
+            polled != Ok(0)
+        });
         let irqs = match fds[0].revents().is_empty() {
             true => 0,
             false => self.line.take_irqs(),
