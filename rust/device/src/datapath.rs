@@ -58,6 +58,11 @@ pub struct QueueSetup {
     pub inflight: Option<(OwnedFd, u64)>,
 }
 
+/// The queue is not running, or not yet, or its device broke meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("queue {0} is not running")]
+pub struct NotRunning(pub u32);
+
 /// Why a queue did not start.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
@@ -258,11 +263,14 @@ impl DataPath {
 
     /// Takes nothing more, waits for what is in flight, and says where the queue stands; `None`
     /// if requests were still in flight after `timeout` (it keeps draining; ask again).
-    /// `Err(())`: it is not running (or not yet).
-    #[allow(clippy::result_unit_err)]
-    pub fn stop_queue(&self, index: u32, timeout: Duration) -> Result<Option<QueueState>, ()> {
-        let handle = self.lock().queues.get(&index).cloned().ok_or(())?;
-        let id = handle.id().ok_or(())?;
+    pub fn stop_queue(
+        &self,
+        index: u32,
+        timeout: Duration,
+    ) -> Result<Option<QueueState>, NotRunning> {
+        let handle = self.lock().queues.get(&index).cloned();
+        let handle = handle.ok_or(NotRunning(index))?;
+        let id = handle.id().ok_or(NotRunning(index))?;
         handle.set_draining();
         self.pool.send(handle.worker(), Command::Drain { id });
         let Some(outcome) = handle.wait(timeout) else {
@@ -271,7 +279,7 @@ impl DataPath {
         self.forget(index, &handle);
         match outcome {
             Outcome::Stopped(at) => Ok(Some(at)),
-            Outcome::Broken => Err(()),
+            Outcome::Broken => Err(NotRunning(index)),
         }
     }
 

@@ -30,7 +30,7 @@ mod worker;
 
 pub use blk::Limits;
 pub use buffer::Buffer;
-pub use datapath::{DataPath, Hookup, QueueSetup, StartError};
+pub use datapath::{DataPath, Hookup, NotRunning, QueueSetup, StartError};
 pub use events::Event;
 pub use mailbox::Completer;
 pub use pool::Pool;

@@ -6,7 +6,9 @@ use crate::backend::{
     Backend, Completion, Engine, Error, Info, Kind, Local, Memory, Op, Submitted, Token,
 };
 use crate::testing::{BASE, Guest};
-use crate::{Completer, DataPath, Event, Hookup, Length, Limits, Pool, QueueSetup, StartError};
+use crate::{
+    Completer, DataPath, Event, Hookup, Length, Limits, NotRunning, Pool, QueueSetup, StartError,
+};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::fcntl_dupfd_cloexec;
 use std::os::fd::OwnedFd;
@@ -389,7 +391,7 @@ fn stop_drains_before_it_says_where_the_queue_stands() {
             },
         };
         assert_eq!(state, expected);
-        assert_eq!(rig.path.stop_queue(0, LONG), Err(()));
+        assert_eq!(rig.path.stop_queue(0, LONG), Err(NotRunning(0)));
         assert_eq!([rig.wait(), rig.wait()], [(1, 0), (2, 0)]);
         assert_eq!(rig.data(1), [0x42; 512]);
         // A successor goes on from there.

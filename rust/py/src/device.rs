@@ -283,9 +283,7 @@ impl BlkDataPath {
         match py.detach(|| path.stop_queue(index, timeout)) {
             Ok(Some(state)) => state_tuple(py, state).map(Some),
             Ok(None) => Ok(None),
-            Err(()) => Err(PyValueError::new_err(format!(
-                "queue {index} is not running"
-            ))),
+            Err(error) => Err(PyValueError::new_err(error.to_string())),
         }
     }
 

@@ -91,7 +91,7 @@ fn a_start_that_a_reset_or_close_overtakes_does_not_run() {
             let again = path.start_queue(0, rig.setup());
             assert_eq!(again, Err(StartError::Running(0)));
             assert!(!path.queue_running(0));
-            assert_eq!(path.stop_queue(0, LONG), Err(()));
+            assert_eq!(path.stop_queue(0, LONG), Err(NotRunning(0)));
             overtake(&path);
             resolver.go_on.wait();
             assert_eq!(starting.join().unwrap(), Err(refusal));
