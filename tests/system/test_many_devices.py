@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -43,3 +44,16 @@ def test_a_program_that_closes_nothing_ends_at_once(where: str) -> None:
     # Half of the 30 s that a message would wait for an answer.
     ended = subprocess.run([sys.executable, "-c", program], timeout=15, capture_output=True)
     assert (ended.returncode, ended.stdout) == (0, b"")
+
+
+def test_a_forked_child_that_ends_leaves_the_parent_alone() -> None:
+    with BlkPark() as park:
+        park.add(BlkSpec(name="disk0", size=MIB))
+        program = os.fork()
+        if program == 0:
+            atexit._run_exitfuncs()
+            os._exit(0)
+        assert os.waitpid(program, 0)[1] == 0
+        park.framework.dev_del("disk0")
+        park.framework.dev_add("disk0")
+        assert park.framework.disk("disk0").pread(512, 0) == bytes(512)

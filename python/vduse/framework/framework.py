@@ -280,11 +280,15 @@ class Framework:
             raise VdpaError("the framework is closed")
 
 
-#: Closed when the interpreter ends: its threads end then, and nobody would be answered.
+#: For the end of the interpreter: its threads end then, and no message would be answered.
 _open: weakref.WeakSet[Framework] = weakref.WeakSet()
 
 
 @atexit.register
-def _close_all() -> None:
+def _stop_waiting() -> None:
+    # Disks go on to the end: other threads still use them.
     for framework in list(_open):
-        framework.close()
+        # A forked child has copies of locks that nobody will release.
+        devices = framework.devices if framework._pid == os.getpid() else {}
+        for device in devices.values():
+            device.messages.break_device("the program has ended", logging.DEBUG)
