@@ -33,9 +33,12 @@ def session(page: str) -> str:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The reader's: this interpreter's programs first, temporary files in an empty folder."""
+    """The reader's: this interpreter's programs first, temporary files in an empty folder, and
+    nothing of the ``make test ARGS=...`` that may run this."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "TMPDIR": str(home), "COLUMNS": "100"}
+    of_make = {"ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL"}
+    kept = {name: value for name, value in os.environ.items() if name not in of_make}
+    return {**kept, "PATH": path, "TMPDIR": str(home), "COLUMNS": "100"}
 
 
 def run(argv: list[str], cwd: Path, home: Path) -> None:
