@@ -64,7 +64,7 @@ def _run(devices: int, seconds: float) -> Row:
         rss_after, pss_after = _memory()
         fds_after = len(os.listdir("/proc/self/fd"))
         cpu = time.process_time()
-        time.sleep(seconds)
+        time.sleep(seconds)  # what is measured: nothing happens
         cpu = time.process_time() - cpu
         return Row(
             devices,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -194,11 +195,11 @@ def test_every_ioctl_of_a_broken_device_is_eperm(
             device.close()
         opened = node or RawDevice.open(program)
         for call in (
-            lambda: opened.channel.vq_get_info(0),  # noqa: B023
-            lambda: opened.channel.vq_get_info(9),  # noqa: B023
-            lambda: opened.channel.dev_get_features(),  # noqa: B023
-            lambda: opened.channel.iotlb_get_fd(1, 0),  # noqa: B023
-            lambda: opened.node.ioctl(0x8100, b""),  # noqa: B023
+            partial(opened.channel.vq_get_info, 0),
+            partial(opened.channel.vq_get_info, 9),
+            opened.channel.dev_get_features,
+            partial(opened.channel.iotlb_get_fd, 1, 0),
+            partial(opened.node.ioctl, 0x8100, b""),
         ):
             with refused(errno.EPERM):
                 call()

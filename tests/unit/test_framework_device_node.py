@@ -30,25 +30,7 @@ from vduse.control.abi import (
     unpack_u64,
 )
 from vduse.control.features import Feature
-from vduse.framework.irq import WorkQueue
 from vduse.framework.vdpa_device import Provision, VdpaDevice
-
-
-@pytest.fixture
-def work() -> Iterator[WorkQueue]:
-    queue = WorkQueue("test-work")
-    yield queue
-    queue.close()
-
-
-@pytest.fixture
-def bench(work: WorkQueue) -> Bench:
-    return Bench(work)
-
-
-@pytest.fixture
-def bench_v1(work: WorkQueue) -> Bench:
-    return Bench(work, "7.2", 1)
 
 
 class TestOpenAndRelease:

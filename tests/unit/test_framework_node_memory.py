@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,24 +20,6 @@ from vduse.control.abi import (
     pack_u64,
 )
 from vduse.framework import device_node
-from vduse.framework.irq import WorkQueue
-
-
-@pytest.fixture
-def work() -> Iterator[WorkQueue]:
-    queue = WorkQueue("test-work")
-    yield queue
-    queue.close()
-
-
-@pytest.fixture
-def bench(work: WorkQueue) -> Bench:
-    return Bench(work)
-
-
-@pytest.fixture
-def bench_v1(work: WorkQueue) -> Bench:
-    return Bench(work, "7.2", 1)
 
 
 class TestUmem:

@@ -1,4 +1,5 @@
-"""Backend ``null``: reads zeroes, forgets writes. See docs/backends/null.md."""
+"""Backend ``null``: reads leave the buffer as it is, writes are forgotten. See
+docs/backends/null.md."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 //! No bytes at all: every operation succeeds at once. As QEMU's null-co with `read-zeroes=off`
-//! (its default) a read leaves the buffer as the driver handed it over, so nothing of anybody
-//! else's can leak: the driver gets back what it gave.
+//! (its default) a read leaves the memory as the driver handed it over: the driver gets back what
+//! lay there, its own earlier data where that is a bounce page.
 
 use super::{Backend, Engine, Error, Info, Kind, Local, Op, Submitted, Token};
 use crate::Length;
