@@ -118,7 +118,8 @@ class VqLine:
         """Irqs go to a dup of this fd (an eventfd or a pipe, made O_NONBLOCK); -1: back to
         the line's own eventfd."""
     def inject(self) -> None:
-        """Signals the call fd: never blocks, never runs anything on this stack."""
+        """Signals the call fd, if it has room (docs/decisions, note 8); runs nothing of the
+        driver's on this stack."""
     def stats(self) -> dict[str, int]:
         """``kicks`` and ``irqs`` (those injected here)."""
 

@@ -82,7 +82,8 @@ class Disk:
 
     def submit(self, batch: Sequence[tuple[str, int, Any]]) -> list[int]:
         """Starts requests ``(op, offset, buffer or length)``, op one of read, write, flush,
-        discard, write_zeroes; their tokens. Buffers are held until reaped."""
+        discard, write_zeroes; their tokens. Buffers are held until reaped. A batch goes to the
+        first virtqueue."""
         return self._driver.submit(batch)
 
     def reap(self, minimum: int = 1, timeout: float | None = None) -> list[tuple[int, int]]:

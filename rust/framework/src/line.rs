@@ -111,7 +111,8 @@ impl VqLine {
         }
     }
 
-    /// An irq: signals the call fd. Never blocks, never runs driver code on this stack.
+    /// An irq: signals the call fd, if it has room (see [`notify::signal`]); never runs driver
+    /// code on this stack.
     pub fn inject(&self) {
         self.irqs.fetch_add(1, Ordering::Relaxed);
         self.with_callfd(notify::signal);
