@@ -14,6 +14,7 @@ __all__ = [
     "CallSocket",
     "Domain",
     "KickRelay",
+    "NbdExport",
     "Pool",
     "VqLine",
     "copy_baseline",
@@ -167,6 +168,9 @@ class BlkDriver:
         """Bytes."""
     @property
     def read_only(self) -> bool: ...
+    @property
+    def features(self) -> int:
+        """The negotiated feature bits."""
     def preadinto(self, offset: int, buffer: Buffer) -> int: ...
     def pwrite(self, offset: int, data: Buffer) -> int: ...
     def flush(self) -> None: ...
@@ -185,6 +189,32 @@ class BlkDriver:
     def stats(self) -> dict[str, int]:
         """``requests``, ``bytes_read``, ``bytes_written``, ``errors``, ``kicks``,
         ``kicks_suppressed``, ``irqs``."""
+
+@final
+class NbdExport:
+    """Connections in NBD's transmission phase, on a driver's disk. The handshake is made in
+    Python: :mod:`vduse.exports.nbd`. Source: the NBD protocol, "Transmission phase"."""
+
+    def __new__(cls, driver: BlkDriver, pool: Pool, *, first_worker: int = 0) -> Self:
+        """Connection n uses queue n % queues, on worker (``first_worker`` + queue) % workers:
+        that of the device's queue, where ``first_worker`` is the data path's."""
+    def attach(self, fd: int, *, structured: bool, base_allocation: bool) -> None:
+        """Serves a connected stream socket from now on (takes ownership of ``fd``).
+        ``structured``: structured replies were negotiated; ``base_allocation``: so was the
+        meta context, under id 1 (needs ``structured``). ValueError after close."""
+    @property
+    def connections(self) -> int:
+        """Those that are open now."""
+    @property
+    def event_fd(self) -> int:
+        """Readable when :meth:`events` has something (owned by the export)."""
+    def events(self) -> list[str]:
+        """Why connections ended that did not end as they should: one line each."""
+    def stats(self) -> dict[str, int]:
+        """``connections`` (ever), ``requests``, ``bytes_read``, ``bytes_written``, ``errors``."""
+    def close(self, timeout: float) -> bool:
+        """Takes no request any more, waits until those taken are answered, at most ``timeout``
+        seconds, and closes all connections; false if some were not answered."""
 
 # --- load generator ----------------------------------------------------------------------
 #
@@ -318,6 +348,9 @@ class BlkDataPath:
         """Stops all queues without finishing into guest memory; true once no request touches
         guest memory any more and every mapping is dropped."""
     def set_capacity(self, sectors: int) -> None: ...
+    @property
+    def first_worker(self) -> int:
+        """Queue n is served by worker (``first_worker`` + n) % workers of the pool."""
     @property
     def event_fd(self) -> int:
         """Readable when :meth:`events` has something (owned by the data path)."""

@@ -30,6 +30,7 @@ use rustix::io::Errno;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Weak;
+use std::time::Instant;
 
 /// Who writes into guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +148,20 @@ pub trait Engine {
     /// Ends the operations under this token early if that is possible; they complete in any
     /// case, cancelled or not.
     fn cancel(&mut self, _token: Token) {}
+
+    /// Sees every completion of an operation that [`Engine::submit`] answered with
+    /// [`Submitted::Pending`], before the request does: where a layer puts its own into what
+    /// was read, or changes how it ended.
+    fn completed(&mut self, _completion: &mut Completion) {}
+
+    /// When [`Engine::expire`] is to be called, if at all.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// The deadline has passed: what waited for it goes on. Operations that end by this go into
+    /// `ended`; the rest complete as ever. [`Engine::completed`] is not called for those.
+    fn expire(&mut self, _now: Instant, _ended: &mut Vec<Completion>) {}
 }
 
 /// What stores a disk's bytes; one for each disk, shared by its queues.
