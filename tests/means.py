@@ -37,8 +37,20 @@ def _psi() -> bool:
         return False
 
 
+def _loop() -> bool:
+    """Whether loop devices and file systems can be set up and mounted."""
+    return os.geteuid() == 0 and all(map(os.path.exists, ("/dev/loop-control", "/dev/fuse")))
+
+
+_PROGRAMS = (
+    *("mke2fs", "e2fsck", "debugfs", "losetup", "mount", "umount", "fstrim"),
+    *("qemu-img", "qemu-io", "qemu-nbd"),
+    *("fio", "nbdkit", "nbdcopy", "nbdinfo", "nbdfuse"),
+)
+
 MEANS: dict[str, Means] = {
-    **{name: _program(name) for name in ("mke2fs", "e2fsck", "debugfs", "qemu-img", "qemu-io")},
+    **{name: _program(name) for name in _PROGRAMS},
+    "loop": Means(_loop, "root, with /dev/loop-control and /dev/fuse"),
     "psi": Means(_psi, "a kernel with CONFIG_PSI (boot with psi=1), /proc writable"),
 }
 
