@@ -1,13 +1,14 @@
-//! All queues of one virtio-blk device: what its owner calls, from any thread.
+//! All queues of one device: what its owner calls, from any thread.
 
-use crate::backend::{Backend, Connection, Notice, Observer};
-use crate::blk::{ID_BYTES, Limits};
+use crate::backend::{Connection, Notice, Observer};
+use crate::blk::{Disk, DiskProvider};
 use crate::events::{Event, Events};
 use crate::handle::{Handle, Outcome};
 use crate::irq::Irq;
 use crate::live::Live;
 use crate::pool::{Pool, Shared as SharedPool};
 use crate::queue::NewQueue;
+use crate::service::Provider;
 use crate::stats::{Counters, Stats};
 use crate::worker::{Command, Done};
 use rustix::io::Errno;
@@ -26,18 +27,10 @@ static NEXT_DEVICE: AtomicU64 = AtomicU64::new(0);
 
 /// What a device is connected to.
 pub struct Hookup {
-    /// What stores the bytes.
-    pub backend: Arc<dyn Backend>,
     /// Resolves IOTLB misses.
     pub resolver: Arc<dyn Resolver>,
     /// Injects irqs of queues without a call fd.
     pub irq_sink: Arc<dyn IrqSink>,
-    /// Sectors of 512 bytes.
-    pub capacity: u64,
-    /// The config space's limits.
-    pub limits: Limits,
-    /// What GET_ID answers: up to 20 bytes, cut there, padded with NUL.
-    pub serial: Vec<u8>,
 }
 
 /// How one queue is set up.
@@ -86,12 +79,9 @@ pub enum StartError {
 /// What the queues of a device share.
 pub(crate) struct Device {
     pub(crate) id: u64,
-    pub(crate) backend: Arc<dyn Backend>,
+    /// What serves the queues.
+    pub(crate) provider: Box<dyn Provider>,
     pub(crate) irq_sink: Arc<dyn IrqSink>,
-    pub(crate) limits: Limits,
-    pub(crate) serial: [u8; ID_BYTES],
-    /// Sectors of 512 bytes.
-    pub(crate) capacity: AtomicU64,
     broken: AtomicBool,
     events: Events,
 }
@@ -159,23 +149,21 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Of a device without running queues.
-    pub fn new(pool: &Pool, hookup: Hookup) -> Result<DataPath, Errno> {
-        let mut serial = [0; ID_BYTES];
-        let given = hookup.serial.len().min(ID_BYTES);
-        serial[..given].copy_from_slice(&hookup.serial[..given]);
+    /// Of a disk, without running queues.
+    pub fn blk(pool: &Pool, hookup: Hookup, disk: Arc<Disk>) -> Result<DataPath, Errno> {
+        DataPath::new(pool, hookup, Box::new(DiskProvider(disk)))
+    }
+
+    fn new(pool: &Pool, hookup: Hookup, provider: Box<dyn Provider>) -> Result<DataPath, Errno> {
         let device = Arc::new(Device {
             id: NEXT_DEVICE.fetch_add(1, Ordering::Relaxed),
-            backend: hookup.backend,
+            provider,
             irq_sink: hookup.irq_sink,
-            limits: hookup.limits,
-            serial,
-            capacity: AtomicU64::new(hookup.capacity),
             broken: AtomicBool::new(false),
             events: Events::new()?,
         });
         let observer: Weak<Device> = Arc::downgrade(&device);
-        device.backend.observe(observer);
+        device.provider.observe(observer);
         Ok(DataPath {
             device,
             pool: pool.shared(),
@@ -324,11 +312,6 @@ impl DataPath {
         }
         self.device.broken.store(false, Ordering::Relaxed);
         true
-    }
-
-    /// The disk has this many sectors of 512 bytes from now on.
-    pub fn set_capacity(&self, sectors: u64) {
-        self.device.capacity.store(sectors, Ordering::Relaxed);
     }
 
     /// Readable when [`DataPath::events`] has something.

@@ -18,6 +18,7 @@ mod live;
 mod mailbox;
 mod pool;
 mod queue;
+mod service;
 mod slab;
 mod stats;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -28,7 +29,7 @@ mod tests;
 mod units;
 mod worker;
 
-pub use blk::Limits;
+pub use blk::{Disk, Limits};
 pub use buffer::Buffer;
 pub use datapath::{DataPath, Hookup, NotRunning, QueueSetup, StartError};
 pub use events::Event;

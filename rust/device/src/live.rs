@@ -17,6 +17,8 @@ pub(crate) struct Live {
     mapped_at: u64,
     /// Publish once even with nothing staged: a predecessor's irq may be missing.
     pub(crate) owes_publication: bool,
+    /// Completions are staged in the ring.
+    pub(crate) is_staged: bool,
 }
 
 /// Why a device stops.
@@ -69,6 +71,7 @@ impl Live {
             areas,
             mapped_at,
             owes_publication,
+            is_staged: false,
         })
     }
 
@@ -82,6 +85,12 @@ impl Live {
             self.mapped_at = generation;
         }
         Ok(())
+    }
+
+    /// Stages a completion; see [`DeviceQueue::complete`].
+    pub(crate) fn complete(&mut self, id: u16, slots: u16, written: u32) {
+        self.ring.complete(id, slots, written);
+        self.is_staged = true;
     }
 
     /// Whether a page was found missing since the last look.

@@ -7,7 +7,8 @@ use crate::backend::{
 };
 use crate::testing::{BASE, Guest};
 use crate::{
-    Completer, DataPath, Event, Hookup, Length, Limits, NotRunning, Pool, QueueSetup, StartError,
+    Completer, DataPath, Disk, Event, Hookup, Length, Limits, NotRunning, Pool, QueueSetup,
+    StartError,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -80,15 +81,12 @@ impl Rig {
     fn idle(pool: &Pool, backend: Arc<dyn Backend>, packed: bool) -> Rig {
         let guest = Guest::new(GUEST);
         let hookup = Hookup {
-            backend,
             resolver: guest.clone(),
             irq_sink: guest.clone(),
-            capacity: DISK / 512,
-            limits: Limits::default(),
-            serial: b"test".to_vec(),
         };
+        let disk = Disk::new(backend, DISK / 512, Limits::default(), b"test");
         Rig {
-            path: DataPath::new(pool, hookup).unwrap(),
+            path: DataPath::blk(pool, hookup, Arc::new(disk)).unwrap(),
             driver: fresh_driver(&guest, packed),
             guest,
             packed,

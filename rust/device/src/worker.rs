@@ -223,10 +223,10 @@ impl Worker {
     }
 
     fn start(&mut self, new: NewQueue) -> Result<QueueId, StartError> {
-        let engine = new.device.backend.attach(&self.local)?;
-        self.watch_uring()?;
         self.runs += 1;
         let id = QueueId::new(self.queues.next_key(), self.runs);
+        let service = new.attach(id, &self.local)?;
+        self.watch_uring()?;
         epoll::add(
             &self.epoll,
             &new.kick,
@@ -234,7 +234,7 @@ impl Worker {
             epoll::EventFlags::IN | epoll::EventFlags::ET,
         )
         .map_err(|errno| StartError::System("kick fd", errno))?;
-        self.queues.insert(Box::new(Queue::new(id, new, engine)));
+        self.queues.insert(Box::new(Queue::new(id, new, service)));
         self.load.fetch_add(1, Ordering::Relaxed);
         // Kicks may have been lost: look at the ring at once.
         self.make_ready(id);

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vduse_device::backend::{self, EngineChoice, File, Memory, Null, OpenOptions};
-use vduse_device::{DataPath, Event, Hookup, Limits, QueueSetup, StartError};
+use vduse_device::{DataPath, Disk, Event, Hookup, Limits, QueueSetup, StartError};
 use vduse_mem::Iova;
 use vduse_ring::{DeviceQueue, Layout, QueueState, RingError};
 
@@ -195,16 +195,20 @@ struct BlkDataPath(PerProcess<Mutex<Option<OpenPath>>>);
 /// A data path that is not closed, and what it uses.
 struct OpenPath {
     path: Arc<DataPath>,
+    disk: Arc<Disk>,
     _leases: [Lease; 2],
 }
 
 impl BlkDataPath {
-    fn path(&self) -> PyResult<Arc<DataPath>> {
+    fn open<T>(&self, get: impl FnOnce(&OpenPath) -> T) -> PyResult<T> {
         let open = self.0.get()?.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*open {
-            Some(open) => Ok(open.path.clone()),
-            None => Err(error::closed("data path")),
-        }
+        open.as_ref()
+            .map(get)
+            .ok_or_else(|| error::closed("data path"))
+    }
+
+    fn path(&self) -> PyResult<Arc<DataPath>> {
+        self.open(|open| open.path.clone())
     }
 }
 
@@ -221,16 +225,15 @@ impl BlkDataPath {
         let (capacity, limits) = parse_limits(limits)?;
         let socket = resolver.shared()?;
         let hookup = Hookup {
-            backend: backend.open()?.clone(),
             resolver: socket.clone(),
             irq_sink: socket,
-            capacity,
-            limits,
-            serial,
         };
-        let path = DataPath::new(pool.pool.get()?, hookup).map_err(error::errno)?;
+        let disk = Disk::new(backend.open()?.clone(), capacity, limits, &serial);
+        let disk = Arc::new(disk);
+        let path = DataPath::blk(pool.pool.get()?, hookup, disk.clone()).map_err(error::errno)?;
         let open = OpenPath {
             path: Arc::new(path),
+            disk,
             _leases: [pool.lease.clone(), backend.lease.clone()],
         };
         Ok(BlkDataPath(PerProcess::new(Mutex::new(Some(open)))))
@@ -311,8 +314,7 @@ impl BlkDataPath {
     }
 
     fn set_capacity(&self, sectors: u64) -> PyResult<()> {
-        self.path()?.set_capacity(sectors);
-        Ok(())
+        self.open(|open| open.disk.set_capacity(sectors))
     }
 
     #[getter]

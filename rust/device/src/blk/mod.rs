@@ -2,14 +2,18 @@
 //! makes a [`Request`] of a chain, [`Execution`] carries it out, and only [`Finish`] writes
 //! the status byte and says the used length.
 
+mod disk;
 mod execute;
 mod finish;
 mod limits;
 mod parse;
+mod service;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+pub use disk::Disk;
+pub(crate) use disk::DiskProvider;
 pub(crate) use execute::{Execution, Progress, Traffic};
 pub(crate) use finish::{Finish, Used};
 pub use limits::Limits;

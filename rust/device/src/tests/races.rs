@@ -77,14 +77,11 @@ fn a_start_that_a_reset_or_close_overtakes_does_not_run() {
             go_on: Barrier::new(2),
         });
         let hookup = Hookup {
-            backend: memory(),
             resolver: resolver.clone(),
             irq_sink: rig.guest.clone(),
-            capacity: DISK / 512,
-            limits: Limits::default(),
-            serial: Vec::new(),
         };
-        let path = DataPath::new(&pool, hookup).unwrap();
+        let disk = Disk::new(memory(), DISK / 512, Limits::default(), b"");
+        let path = DataPath::blk(&pool, hookup, Arc::new(disk)).unwrap();
         std::thread::scope(|scope| {
             let starting = scope.spawn(|| path.start_queue(0, rig.setup()));
             resolver.entered.wait();

@@ -1,0 +1,113 @@
+//! What serves a virtqueue's chains, and what it sees of the virtqueue. The queue moves chains
+//! and publishes; a service gives them a meaning: virtio-blk requests are one.
+
+use crate::backend::{self, Completion, Local, Observer};
+use crate::handle::QueueId;
+use crate::live::{Live, Stop};
+use crate::stats::Stats;
+use std::sync::Weak;
+use vduse_ring::Chain;
+
+/// Chains taken before other queues have their turn.
+const BATCH_CHAINS: usize = 128;
+/// Bytes of chains taken before other queues have their turn.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// Serves the chains of one virtqueue, on its worker's thread. Called once a batch, not once a
+/// chain, but for completions.
+pub(crate) trait Service {
+    /// Takes the chains of one batch: all that `intake` has. What ends at once is completed
+    /// there; what does not is in flight, under slots of the service's choice.
+    fn take(&mut self, intake: &mut Intake<'_>) -> Result<(), Stop>;
+
+    /// Takes a completion for what is in flight under `slot`, if anything is.
+    fn deliver(&mut self, slot: u32, completion: Completion, live: &mut Live, stats: &mut Stats);
+
+    /// End of a batch: what was collected goes on its way.
+    fn flush(&mut self);
+
+    /// The queue was given up: what is in flight must not reach guest memory any more. What
+    /// cannot let go of it at once stays in flight until [`Service::abandon`] has seen its end.
+    fn discard(&mut self);
+
+    /// A completion for `slot` of a queue that was given up.
+    fn abandon(&mut self, slot: u32);
+
+    /// Chains taken and not completed.
+    fn in_flight(&self) -> usize;
+}
+
+/// Makes the services of a device's queues: what the device is.
+pub(crate) trait Provider: Send + Sync {
+    /// For one run of the queue `index`, on the calling worker's thread.
+    fn attach(
+        &self,
+        id: QueueId,
+        index: u32,
+        features: u64,
+        local: &Local,
+    ) -> Result<Box<dyn Service>, backend::Error>;
+
+    /// Tells `observer` what the device's owner should know, while it lives.
+    fn observe(&self, _observer: Weak<dyn Observer>) {}
+}
+
+/// The chains that a queue offers its service in one turn.
+pub(crate) struct Intake<'a> {
+    pub(crate) live: &'a mut Live,
+    pub(crate) stats: &'a mut Stats,
+    /// What [`Intake::pop`] found.
+    pub(crate) chain: &'a mut Chain,
+    is_draining: bool,
+    chains: usize,
+    bytes: u64,
+    /// The batch was full.
+    pub(crate) has_more: bool,
+}
+
+impl<'a> Intake<'a> {
+    pub(crate) fn new(
+        live: &'a mut Live,
+        stats: &'a mut Stats,
+        chain: &'a mut Chain,
+        is_draining: bool,
+    ) -> Intake<'a> {
+        Intake {
+            live,
+            stats,
+            chain,
+            is_draining,
+            chains: 0,
+            bytes: 0,
+            has_more: false,
+        }
+    }
+
+    /// Takes the next chain; false at the end of the batch, when kicks are asked for if nothing
+    /// is left.
+    pub(crate) fn pop(&mut self) -> Result<bool, Stop> {
+        let live = &mut *self.live;
+        // A drain takes what a predecessor had in flight, and nothing else.
+        if self.is_draining && live.ring.recovered() == 0 {
+            return Ok(false);
+        }
+        if self.chains == BATCH_CHAINS || self.bytes >= BATCH_BYTES {
+            self.has_more = true;
+            return Ok(false);
+        }
+        while !live.ring.pop(&mut live.view, self.chain)? {
+            if !live.ring.enable_kicks() {
+                return Ok(false);
+            }
+            live.ring.suppress_kicks();
+        }
+        self.chains += 1;
+        self.bytes += chain_bytes(self.chain);
+        Ok(true)
+    }
+}
+
+fn chain_bytes(chain: &Chain) -> u64 {
+    let segments = chain.readable.iter().chain(&chain.writable);
+    segments.map(|segment| u64::from(segment.len)).sum()
+}
