@@ -64,9 +64,13 @@ impl Mailbox {
             was_empty
         };
         if was_empty {
-            // A full counter (2^64 letters) still wakes: nothing to handle.
-            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+            self.wake();
         }
+    }
+
+    fn wake(&self) {
+        // A full counter (2^64 letters) still wakes: nothing to handle.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Mail>> {
@@ -81,6 +85,11 @@ pub struct Completer(Arc<Mailbox>);
 impl Completer {
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Completer {
         Completer(mailbox)
+    }
+
+    /// Wakes the worker: an engine's deadline may be another one now.
+    pub fn wake(&self) {
+        self.0.wake();
     }
 
     /// Delivers a completion; the worker is woken.

@@ -137,30 +137,39 @@ impl Local {
 
 /// Where one virtqueue's operations go. Lives and dies on its worker's thread; dropping it
 /// does not end what is pending.
+///
+/// A token names a request. A read is the only operation under its token; other requests may
+/// have several under way under theirs (the ranges of a discard), which end in any order and
+/// are not told apart. A token is used again only once all of them have ended.
 pub trait Engine {
     /// Takes one operation. An engine queues what it cannot start yet: a virtqueue has at most
     /// as many requests in flight as descriptors.
     fn submit(&mut self, token: Token, op: Op) -> Submitted;
 
-    /// End of a batch: what `submit` has collected goes on its way now.
+    /// End of a batch: what `submit` has collected goes on its way now. Also called after
+    /// [`Engine::cancel`] and [`Engine::expire`].
     fn flush(&mut self) {}
 
     /// Ends the operations under this token early if that is possible; they complete in any
-    /// case, cancelled or not.
+    /// case, cancelled or not. Their request is given up: guest memory is not touched any more
+    /// except by what is in a [`Kind::Direct`] engine's hands. What was held back ends by
+    /// [`Engine::expire`] with ECANCELED: [`Engine::deadline`] has passed at once.
     fn cancel(&mut self, _token: Token) {}
 
-    /// Sees every completion of an operation that [`Engine::submit`] answered with
-    /// [`Submitted::Pending`], before the request does: where a layer puts its own into what
-    /// was read, or changes how it ended.
+    /// Sees every completion that comes through the [`Completer`], before the request does,
+    /// also where the request was given up: where a layer puts its own into what was read, or
+    /// changes how it ended.
     fn completed(&mut self, _completion: &mut Completion) {}
 
-    /// When [`Engine::expire`] is to be called, if at all.
+    /// When [`Engine::expire`] is to be called, if at all. Asked for after every other method
+    /// and once the worker was woken ([`Completer::wake`]).
     fn deadline(&self) -> Option<Instant> {
         None
     }
 
     /// The deadline has passed: what waited for it goes on. Operations that end by this go into
-    /// `ended`; the rest complete as ever. [`Engine::completed`] is not called for those.
+    /// `ended`; the rest complete as ever. The caller does not show those in `ended` to
+    /// [`Engine::completed`]: a layer does so itself with what the engine beneath put there.
     fn expire(&mut self, _now: Instant, _ended: &mut Vec<Completion>) {}
 }
 
