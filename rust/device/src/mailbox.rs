@@ -96,4 +96,11 @@ impl Completer {
     pub fn complete(&self, completion: Completion) {
         self.0.put(|mail| mail.completions.push(completion));
     }
+
+    /// Delivers a batch of completions at once.
+    pub fn complete_all(&self, mut completions: Vec<Completion>) {
+        if !completions.is_empty() {
+            self.0.put(|mail| mail.completions.append(&mut completions));
+        }
+    }
 }
