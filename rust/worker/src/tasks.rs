@@ -1,0 +1,224 @@
+//! The tasks of one worker: which are hot, and which have named a time.
+
+use crate::task::{Next, Task, TaskId, Turn};
+use crate::watches::Watches;
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Instant;
+
+/// How often a task is looked at in vain, while others work, before it is armed: looking has
+/// cost about as much then as the notification that it saves.
+const PATIENCE: u32 = 64;
+
+struct Entry {
+    id: TaskId,
+    task: Box<dyn Task>,
+    is_hot: bool,
+    /// When a task that is not hot wants to be.
+    deadline: Option<Instant>,
+    /// Rounds without work for it while others had some.
+    vain: u32,
+}
+
+/// The tasks of one worker.
+pub(crate) struct Tasks {
+    entries: Vec<Option<Entry>>,
+    free: Vec<usize>,
+    runs: u64,
+    hot: Vec<usize>,
+    deadlines: BTreeSet<(Instant, TaskId)>,
+    watches: Rc<Watches>,
+    /// The last round had work.
+    has_worked: bool,
+}
+
+impl Tasks {
+    pub(crate) fn new(watches: Rc<Watches>) -> Tasks {
+        Tasks {
+            entries: Vec::new(),
+            free: Vec::new(),
+            runs: 0,
+            hot: Vec::new(),
+            deadlines: BTreeSet::new(),
+            watches,
+            has_worked: false,
+        }
+    }
+
+    /// Adds what `make` makes, hot.
+    pub(crate) fn add(&mut self, make: impl FnOnce(TaskId) -> Option<Box<dyn Task>>) {
+        let key = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.entries.len() - 1
+        });
+        self.runs += 1;
+        let id = TaskId {
+            key,
+            run: self.runs,
+        };
+        match catch_unwind(AssertUnwindSafe(|| make(id))) {
+            Ok(Some(task)) => {
+                self.entries[key] = Some(Entry {
+                    id,
+                    task,
+                    is_hot: true,
+                    deadline: None,
+                    vain: 0,
+                });
+                self.hot.push(key);
+            }
+            Ok(None) | Err(_) => {
+                self.watches.forget(id);
+                self.free.push(key);
+            }
+        }
+    }
+
+    pub(crate) fn has_hot(&self) -> bool {
+        !self.hot.is_empty()
+    }
+
+    /// Makes a task hot.
+    pub(crate) fn wake(&mut self, id: TaskId) {
+        if let Some(Some(entry)) = self.entries.get_mut(id.key)
+            && entry.id == id
+        {
+            entry.vain = 0;
+            if let Some(deadline) = entry.deadline.take() {
+                self.deadlines.remove(&(deadline, id));
+            }
+            if !std::mem::replace(&mut entry.is_hot, true) {
+                self.hot.push(id.key);
+            }
+        }
+    }
+
+    /// Tells a task of an event.
+    pub(crate) fn event(&mut self, id: TaskId, key: u64) {
+        self.wake(id);
+        if let Some(Some(entry)) = self.entries.get_mut(id.key)
+            && entry.id == id
+            && catch_unwind(AssertUnwindSafe(|| entry.task.event(key))).is_err()
+        {
+            self.end(id.key);
+        }
+    }
+
+    /// Runs all hot tasks once; whether there was work.
+    pub(crate) fn round(&mut self) -> bool {
+        let mut worked = false;
+        let mut at = 0;
+        while let Some(&key) = self.hot.get(at) {
+            match self.run(key) {
+                None => self.end(key),
+                Some(Turn::Worked) => {
+                    worked = true;
+                    at += 1;
+                }
+                Some(Turn::Idle) => {
+                    if self.is_patient(key) || !self.cool(at) {
+                        at += 1;
+                    }
+                }
+            }
+        }
+        self.has_worked = worked;
+        worked
+    }
+
+    /// `None`: the task is over.
+    fn run(&mut self, key: usize) -> Option<Turn> {
+        let entry = self.entries[key].as_mut()?;
+        let run = AssertUnwindSafe(|| {
+            let turn = entry.task.run();
+            (!entry.task.is_over()).then_some(turn)
+        });
+        let turn = catch_unwind(run).unwrap_or(None)?;
+        if turn == Turn::Worked {
+            entry.vain = 0;
+        }
+        Some(turn)
+    }
+
+    /// Whether a task without work stays hot.
+    fn is_patient(&mut self, key: usize) -> bool {
+        match &mut self.entries[key] {
+            Some(entry) if self.has_worked => {
+                entry.vain += 1;
+                entry.vain < PATIENCE
+            }
+            _ => true,
+        }
+    }
+
+    /// Arms all hot tasks; those with work stay hot.
+    pub(crate) fn cool_all(&mut self) {
+        let mut at = 0;
+        while at < self.hot.len() {
+            if !self.cool(at) {
+                at += 1;
+            }
+        }
+    }
+
+    /// Arms the hot task at this place of the list; whether it has left the list.
+    fn cool(&mut self, at: usize) -> bool {
+        let key = self.hot[at];
+        let Some(entry) = &mut self.entries[key] else {
+            self.hot.swap_remove(at);
+            return true;
+        };
+        entry.vain = 0;
+        match catch_unwind(AssertUnwindSafe(|| entry.task.arm())) {
+            Ok(Next::Now) => return false,
+            Ok(Next::Event) => {}
+            Ok(Next::At(deadline)) => {
+                entry.deadline = Some(deadline);
+                self.deadlines.insert((deadline, entry.id));
+            }
+            Err(_) => {
+                self.end(key);
+                return true;
+            }
+        }
+        entry.is_hot = false;
+        self.hot.swap_remove(at);
+        true
+    }
+
+    /// The earliest time that a task has named.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        Some(self.deadlines.first()?.0)
+    }
+
+    /// Makes those hot whose time has come.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        while let Some(&(deadline, id)) = self.deadlines.first()
+            && deadline <= now
+        {
+            self.wake(id);
+        }
+    }
+
+    /// Drops a task.
+    fn end(&mut self, key: usize) {
+        let Some(entry) = self.entries[key].take() else {
+            return;
+        };
+        self.hot.retain(|&hot| hot != key);
+        if let Some(deadline) = entry.deadline {
+            self.deadlines.remove(&(deadline, entry.id));
+        }
+        let id = entry.id;
+        // Its own watches it ends itself, as it still has the fds.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(entry)));
+        self.watches.forget(id);
+        self.free.push(key);
+    }
+
+    /// Drops all tasks.
+    pub(crate) fn end_all(&mut self) {
+        (0..self.entries.len()).for_each(|key| self.end(key));
+    }
+}

@@ -1,0 +1,117 @@
+//! A worker's loop.
+
+use crate::place::{Letter, Line, Place};
+use crate::tasks::Tasks;
+use crate::watches::Watches;
+use rustix::event::epoll;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vduse_ring::Spin;
+
+/// How long fds are not looked at while there is other work: a look is a system call, of about
+/// 0.2 us, and hot tasks do not wait for it.
+const LOOK_EVERY: Duration = Duration::from_micros(5);
+
+pub(crate) struct Worker {
+    line: Arc<Line>,
+    watches: Rc<Watches>,
+    tasks: Tasks,
+    events: Vec<epoll::Event>,
+    letters: Vec<Letter>,
+    /// When fds were last looked at.
+    looked: Instant,
+    is_quitting: bool,
+}
+
+impl Worker {
+    /// Serves until told to quit. `watches` is the thread's own.
+    pub(crate) fn serve(line: Arc<Line>, watches: Watches) {
+        let watches = Rc::new(watches);
+        let mut worker = Worker {
+            line,
+            tasks: Tasks::new(watches.clone()),
+            watches,
+            events: Vec::new(),
+            letters: Vec::new(),
+            looked: Instant::now(),
+            is_quitting: false,
+        };
+        let spin = Spin::default();
+        while !worker.is_quitting {
+            if !worker.look() {
+                spin.wait(|may_sleep| match may_sleep {
+                    false => worker.look(),
+                    true => worker.sleep(),
+                });
+            }
+        }
+        worker.tasks.end_all();
+        worker.line.mailbox.close();
+    }
+
+    /// Looks everywhere without waiting, at fds not every time; whether there was anything.
+    fn look(&mut self) -> bool {
+        let mut found = false;
+        if self.line.mailbox.may_have_letters() {
+            self.read_mail();
+            found = true;
+        }
+        let now = Instant::now();
+        if !self.tasks.has_hot() || now.duration_since(self.looked) >= LOOK_EVERY {
+            self.looked = now;
+            self.tasks.expire(now);
+            found |= self.fetch(Some(Duration::ZERO));
+        }
+        self.tasks.round() | found
+    }
+
+    /// Sleeps until something happens, unless something is there to do.
+    fn sleep(&mut self) -> bool {
+        self.tasks.cool_all();
+        if !self.tasks.has_hot() && self.line.mailbox.can_sleep() {
+            let timeout = self
+                .tasks
+                .deadline()
+                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            self.fetch(timeout);
+            self.looked = Instant::now();
+            self.tasks.expire(self.looked);
+        }
+        self.read_mail();
+        true
+    }
+
+    /// Takes events to their tasks; whether there were any.
+    fn fetch(&mut self, timeout: Option<Duration>) -> bool {
+        let mut events = std::mem::take(&mut self.events);
+        // An error is EINTR: nothing happened.
+        let _ = self.watches.fetch(&mut events, timeout);
+        let found = !events.is_empty();
+        for event in events.drain(..) {
+            // Looked up one by one: a task may end a watch whose event is among these.
+            if let Some((task, key)) = self.watches.owner(&event) {
+                self.tasks.event(task, key);
+            }
+        }
+        self.events = events;
+        found
+    }
+
+    fn read_mail(&mut self) {
+        let mut letters = std::mem::take(&mut self.letters);
+        self.line.mailbox.take(&mut letters);
+        for letter in letters.drain(..) {
+            match letter {
+                Letter::Spawn(make) => {
+                    let (line, watches) = (&self.line, &self.watches);
+                    self.tasks
+                        .add(|id| make(Place::new(id, line.clone(), watches.clone())));
+                }
+                Letter::Wake(task) => self.tasks.wake(task),
+                Letter::Quit => self.is_quitting = true,
+            }
+        }
+        self.letters = letters;
+    }
+}
