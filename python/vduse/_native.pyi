@@ -12,6 +12,7 @@ __all__ = [
     "BlkDataPath",
     "BlkDriver",
     "CallSocket",
+    "DataPath",
     "Domain",
     "KickRelay",
     "NbdExport",
@@ -301,21 +302,9 @@ class Backend:
         """Flushes; unlocks once no virtqueue works on it. OSError EBUSY: a data path on it is not
         closed."""
 
-@final
-class BlkDataPath:
-    """All queues of one virtio-blk device, served by a pool."""
+class DataPath:
+    """All queues of one device, served by a pool: what is the same for every device type."""
 
-    def __new__(
-        cls,
-        pool: Pool,
-        backend: Backend,
-        resolver: CallSocket,
-        limits: dict[str, int],
-        serial: bytes,
-    ) -> Self:
-        """``limits``: capacity (sectors of 512), seg_max, size_max, blk_size,
-        max_discard_sectors, max_discard_seg, discard_sector_alignment,
-        max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap, read_only."""
     @staticmethod
     def inflight_size(size: int, features: int) -> int:
         """Bytes of the in-flight record of a virtqueue of ``size`` descriptors; a multiple of
@@ -347,7 +336,6 @@ class BlkDataPath:
     def reset(self, timeout: float) -> bool:
         """Stops all queues without finishing into guest memory; true once no request touches
         guest memory any more and every mapping is dropped."""
-    def set_capacity(self, sectors: int) -> None: ...
     @property
     def first_worker(self) -> int:
         """Queue n is served by worker (``first_worker`` + n) % workers of the pool."""
@@ -363,3 +351,20 @@ class BlkDataPath:
         ``irqs_suppressed``, ``batches``, ``iotlb_misses``, ``in_flight``; ``queues``: the
         same of each queue that ever ran, by index (``iotlb_misses`` is the device's alone)."""
     def close(self) -> None: ...
+
+@final
+class BlkDataPath(DataPath):
+    """All queues of one virtio-blk device, served by a pool."""
+
+    def __new__(
+        cls,
+        pool: Pool,
+        backend: Backend,
+        resolver: CallSocket,
+        limits: dict[str, int],
+        serial: bytes,
+    ) -> Self:
+        """``limits``: capacity (sectors of 512), seg_max, size_max, blk_size,
+        max_discard_sectors, max_discard_seg, discard_sector_alignment,
+        max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap, read_only."""
+    def set_capacity(self, sectors: int) -> None: ...

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 mod buffer;
 mod channel;
+mod datapath;
 mod device;
 mod error;
 mod fd;
@@ -16,6 +17,7 @@ mod load;
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     channel::register(m)?;
     framework::register(m)?;
+    datapath::register(m)?;
     device::register(m)?;
     load::register(m)?;
     Ok(())
