@@ -157,13 +157,8 @@ impl Batches {
             }
         }
         py.detach(|| {
-            for (request, &token) in requests.into_iter().zip(&tokens) {
-                // What the driver refuses ends like all others, by its token.
-                if let Err(errno) = self.queue.submit(request, token) {
-                    self.queue.put_back(&mut vec![(token, Err(errno))]);
-                }
-            }
-            self.queue.kick();
+            let tokens = tokens.iter().copied();
+            self.queue.submit_all(requests.into_iter().zip(tokens));
         });
         tokens
     }

@@ -370,6 +370,11 @@ impl BlkDriver {
         Ok(self.shared()?.read_only())
     }
 
+    #[getter]
+    fn features(&self) -> PyResult<u64> {
+        Ok(self.shared()?.features())
+    }
+
     fn preadinto(&self, offset: i64, buffer: &Bound<'_, PyAny>) -> PyResult<u64> {
         let request = DiskRequest::Read(sectors(offset)?, Writable::hold(buffer)?);
         self.run(buffer.py(), request)

@@ -1,10 +1,13 @@
 //! The driver: its queues, and how it ends.
 
 use super::config::feature;
-use super::handle::{BlkQueue, QueueShared};
+use super::extents::{Content, Extents, Range, Ticket};
+use super::handle::BlkQueue;
+use super::jobs::{Job, Wake};
 use super::limits::Limits;
 use super::queue::QueueCore;
 use super::request::Kind;
+use super::shared::QueueShared;
 use super::{BlkConfig, Request, Sectors, SetupError};
 use crate::thread::thread_index;
 use crate::{Dma, VqLine};
@@ -82,6 +85,7 @@ pub struct BlkDriver {
     capacity: AtomicU64,
     queues: Vec<QueueShared>,
     ending: Arc<Ending>,
+    extents: Arc<Extents>,
     phase: Mutex<Phase>,
 }
 
@@ -113,11 +117,13 @@ impl BlkDriver {
             errno: AtomicI32::new(Errno::NODEV.raw_os_error()),
             failure: Mutex::new(None),
         });
+        let extents = Arc::<Extents>::default();
         let mut driver = BlkDriver {
             features,
             capacity: AtomicU64::new(config.capacity.0),
             queues: Vec::with_capacity(lines.len()),
             ending: Arc::clone(&ending),
+            extents: Arc::clone(&extents),
             phase: Mutex::new(Phase::New),
         };
         for (&size, line) in queue_sizes.iter().zip(lines) {
@@ -129,7 +135,7 @@ impl BlkDriver {
             };
             let limits = Limits::new(&config, size, layout.indirect, dma.max_mapping())?;
             let wake = QueueShared::wake().map_err(SetupError::Eventfd)?;
-            let core = QueueCore::new(&dma, line, &ending, limits, layout)?;
+            let core = QueueCore::new(&dma, line, &ending, &extents, limits, layout)?;
             driver.queues.push(QueueShared::new(core, wake, &dma, line));
         }
         Ok(Arc::new(driver))
@@ -164,6 +170,7 @@ impl BlkDriver {
             .store(errno.raw_os_error(), Ordering::Release);
         self.end_all();
         self.queues.iter().for_each(|queue| queue.core().release());
+        self.extents.forget();
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
@@ -173,7 +180,9 @@ impl BlkDriver {
     /// After a config interrupt: the capacity may have changed.
     pub fn set_config(&self, config: &[u8]) -> Result<(), SetupError> {
         let config = BlkConfig::parse(config, self.features)?;
-        self.capacity.store(config.capacity.0, Ordering::Release);
+        if self.capacity.swap(config.capacity.0, Ordering::AcqRel) != config.capacity.0 {
+            self.extents.forget();
+        }
         Ok(())
     }
 
@@ -185,6 +194,41 @@ impl BlkDriver {
     /// VIRTIO_BLK_F_RO.
     pub fn read_only(&self) -> bool {
         self.features & feature::RO != 0
+    }
+
+    /// VIRTIO_BLK_F_DISCARD.
+    pub fn can_discard(&self) -> bool {
+        self.features & feature::DISCARD != 0
+    }
+
+    /// The negotiated feature bits.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// With which errno every request ends, once the driver does not run.
+    pub fn ended(&self) -> Option<Errno> {
+        self.ending.errno()
+    }
+
+    /// What the disk holds in `count` sectors from `sector` on, as far as this driver's own
+    /// discards and write-zeroes tell: at most `most` extents without a gap, lengths and
+    /// contents. They may end before the range does.
+    pub fn contents(
+        &self,
+        sector: Sectors,
+        count: Sectors,
+        most: usize,
+    ) -> Vec<(Sectors, Content)> {
+        let end = sector.checked_add(count).unwrap_or(sector);
+        let mut at = sector;
+        let mut extents = self.extents.describe(Range { start: sector, end }, most);
+        for (end, _) in &mut extents {
+            let len = Sectors(end.0 - at.0);
+            at = *end;
+            *end = len;
+        }
+        extents
     }
 
     /// Why the device was given up, if it was.
@@ -205,7 +249,13 @@ impl BlkDriver {
     /// A handle on queue `index`: its requests and their results are its own, whoever else uses
     /// the queue. `None` if there is no such queue.
     pub fn queue(self: &Arc<Self>, index: usize) -> Option<BlkQueue> {
-        (index < self.queues.len()).then(|| BlkQueue::new(Arc::clone(self), index))
+        (index < self.queues.len()).then(|| BlkQueue::new(Arc::clone(self), index, None))
+    }
+
+    /// The same for an event loop: `wake` is called when [`BlkQueue::arm`]ed requests have ended
+    /// by another thread's doing, and when the driver ends.
+    pub fn queue_for_events(self: &Arc<Self>, index: usize, wake: Wake) -> Option<BlkQueue> {
+        (index < self.queues.len()).then(|| BlkQueue::new(Arc::clone(self), index, Some(wake)))
     }
 
     /// One request, on this thread's queue; waits for its end and returns the bytes moved.
@@ -216,7 +266,7 @@ impl BlkDriver {
         request: Request,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<u64, Errno> {
-        let queue = BlkQueue::new(Arc::clone(self), thread_index() % self.queues.len());
+        let queue = BlkQueue::new(Arc::clone(self), thread_index() % self.queues.len(), None);
         queue.submit(request, 0)?;
         queue.kick();
         if !queue.wait_while(None, go_on) {
@@ -262,12 +312,29 @@ impl BlkDriver {
         }
     }
 
+    /// A discard or write-zeroes is about to be submitted; nobody holds a queue's lock.
+    pub(super) fn begin(&self, job: &Job) -> Option<Ticket> {
+        let content = match job.kind {
+            Kind::Discard => Content::Hole,
+            Kind::WriteZeroes { unmap: true } => Content::ZeroHole,
+            Kind::WriteZeroes { unmap: false } => Content::Zero,
+            Kind::Read | Kind::Write | Kind::Flush | Kind::GetId => return None,
+        };
+        let range = job.range();
+        let ticket = self.extents.begin(range, content);
+        if self.queues.iter().any(|queue| queue.core().changes(&range)) {
+            self.extents.touched(&range);
+        }
+        ticket
+    }
+
     /// Every queue ends what it has; nobody holds a queue's lock.
     pub(super) fn end_all(&self) {
         for queue in &self.queues {
             let mut core = queue.core();
             core.fail_all();
             queue.notify(&mut core);
+            core.wake_all();
         }
     }
 
@@ -277,7 +344,7 @@ impl BlkDriver {
         let mut gave_up = false;
         for queue in &self.queues {
             let mut core = queue.core();
-            gave_up |= core.pump();
+            gave_up |= core.collect();
             queue.notify(&mut core);
         }
         if gave_up {

@@ -1,159 +1,26 @@
-//! Handles on queues, and how threads wait.
-//!
-//! Of the threads that wait on one queue, one (the leader) polls the line's irq eventfd, the
-//! others wait on a condition variable; whoever takes completions from the ring wakes both. A
-//! thread that stops leading wakes the others, so that one of them takes over.
+//! Handles on queues.
 
 use super::Request;
 use super::driver::BlkDriver;
-use super::jobs::{Client, Job, Outcome};
-use super::queue::QueueCore;
-use crate::{Dma, VqLine};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::{Errno, read, write};
-use std::ops::{Deref, DerefMut};
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use super::jobs::{Client, Job, Outcome, Wake};
+use super::shared::{Guard, QueueShared};
+use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vduse_ring::Spin;
 
 /// How long a thread waits before it asks whether to go on (Python's signals).
 const SLICE: Duration = Duration::from_millis(50);
 
-/// One queue and what its threads wait on.
-pub(super) struct QueueShared {
-    core: Mutex<Guarded>,
-    changed: Condvar,
-    /// Wakes the leader.
-    wake: OwnedFd,
-    line: Arc<VqLine>,
-    dma: Arc<dyn Dma>,
-    /// The leader's.
-    spin: Spin,
-}
-
-/// The queue and who waits on it.
-pub(super) struct Guarded {
-    core: QueueCore,
-    /// A thread polls the irq eventfd.
-    led: bool,
-    followers: u32,
-}
-
-impl Deref for Guarded {
-    type Target = QueueCore;
-
-    fn deref(&self) -> &QueueCore {
-        &self.core
-    }
-}
-
-impl DerefMut for Guarded {
-    fn deref_mut(&mut self) -> &mut QueueCore {
-        &mut self.core
-    }
-}
-
-type Guard<'a> = MutexGuard<'a, Guarded>;
-
-impl QueueShared {
-    /// What wakes the leader of a queue. Made before the queue is, whose memory does not go
-    /// back by itself.
-    pub(super) fn wake() -> Result<OwnedFd, Errno> {
-        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-    }
-
-    pub(super) fn new(
-        core: QueueCore,
-        wake: OwnedFd,
-        dma: &Arc<dyn Dma>,
-        line: &Arc<VqLine>,
-    ) -> QueueShared {
-        QueueShared {
-            core: Mutex::new(Guarded {
-                core,
-                led: false,
-                followers: 0,
-            }),
-            changed: Condvar::new(),
-            wake,
-            line: Arc::clone(line),
-            dma: Arc::clone(dma),
-            spin: Spin::default(),
-        }
-    }
-
-    /// Locks the queue.
-    pub(super) fn core(&self) -> Guard<'_> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Wakes the threads that wait on this queue if jobs have ended since the last call.
-    pub(super) fn notify(&self, core: &mut Guard<'_>) {
-        if !core.take_progress() {
-            return;
-        }
-        if core.followers > 0 {
-            self.changed.notify_all();
-        }
-        if core.led {
-            // Only a full counter refuses, and that wakes as well.
-            let _ = write(&self.wake, &1u64.to_ne_bytes());
-        }
-    }
-
-    /// Follows the leader for a while.
-    fn follow<'a>(&'a self, mut core: Guard<'a>, slice: Duration) -> Guard<'a> {
-        core.followers += 1;
-        let waited = self.changed.wait_timeout(core, slice);
-        let (mut core, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        core.followers -= 1;
-        core
-    }
-
-    /// Leads: sleeps until an irq, a wake-up, or the end of the slice; true if a signal came.
-    fn lead<'a>(&'a self, mut core: Guard<'a>, slice: Duration) -> (Guard<'a>, bool) {
-        if core.enable_irqs() {
-            core.suppress_irqs();
-            return (core, false);
-        }
-        core.led = true;
-        drop(core);
-        let irq = self.line.irq_fd();
-        let mut fds = [
-            PollFd::new(&irq, PollFlags::IN),
-            PollFd::new(&self.wake, PollFlags::IN),
-        ];
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: slice.subsec_nanos().into(),
-        };
-        let mut polled = Ok(0);
-        self.spin.wait(|may_sleep| {
-            let timeout = if may_sleep {
-                timeout
-            } else {
-                Timespec::default()
-            };
-            polled = poll(&mut fds, Some(&timeout));
-            polled != Ok(0)
-        });
-        let irqs = match fds[0].revents().is_empty() {
-            true => 0,
-            false => self.line.take_irqs(),
-        };
-        if !fds[1].revents().is_empty() {
-            let _ = read(&self.wake, &mut [0; 8]);
-        }
-        let mut core = self.core();
-        core.led = false;
-        core.suppress_irqs();
-        core.count_irqs(irqs);
-        if core.followers > 0 {
-            self.changed.notify_all();
-        }
-        (core, polled == Err(Errno::INTR))
-    }
+/// How an event loop can sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Armed {
+    /// Not at all: [`BlkQueue::reap`] has something.
+    Ready,
+    /// Until an irq or a wake-up.
+    Waiting,
+    /// A moment: the address space is full of other queues' requests, whose end is not told.
+    Stalled,
 }
 
 /// A handle on one queue. Dropped, it lets go of all buffers; requests still outstanding may be
@@ -165,12 +32,12 @@ pub struct BlkQueue {
 }
 
 impl BlkQueue {
-    pub(super) fn new(driver: Arc<BlkDriver>, index: usize) -> BlkQueue {
-        let client = driver
-            .shared(index)
-            .core()
-            .clients()
-            .insert(Client::default());
+    pub(super) fn new(driver: Arc<BlkDriver>, index: usize, wake: Option<Wake>) -> BlkQueue {
+        let client = Client {
+            wake,
+            ..Client::default()
+        };
+        let client = driver.shared(index).core().clients().insert(client);
         BlkQueue {
             driver,
             index,
@@ -185,6 +52,39 @@ impl BlkQueue {
     /// Errors: `EINVAL` (not whole sectors, beyond the end), `EROFS`, `EOPNOTSUPP`, `ENODEV`
     /// (not started), `EIO` (device given up), or what [`BlkDriver::stop`] was called with.
     pub fn submit(&self, request: Request, token: u64) -> Result<(), Errno> {
+        let (job, needed) = self.job(request, token)?;
+        let mut core = self.shared().core();
+        core.take(job, needed);
+        self.shared().notify(&mut core);
+        Ok(())
+    }
+
+    /// Hands many over at once, with their tokens, and kicks. What is refused ends like the
+    /// rest, by its token.
+    pub fn submit_all(&self, requests: impl IntoIterator<Item = (Request, u64)>) {
+        let mut held = None;
+        for (request, token) in requests {
+            if request.is_ranged() {
+                // Looks into all queues.
+                drop(held.take());
+            }
+            let job = self.job(request, token);
+            let core = held.get_or_insert_with(|| self.shared().core());
+            match job {
+                Ok((job, needed)) => core.take(job, needed),
+                Err(errno) => core.put_back(self.client, &mut vec![(token, Err(errno))]),
+            }
+        }
+        if let Some(mut core) = held {
+            if self.driver.ending().errno().is_none() {
+                core.publish();
+            }
+            self.shared().notify(&mut core);
+        }
+    }
+
+    /// The request as a job of this client, and whether anything is to be done for it.
+    fn job(&self, request: Request, token: u64) -> Result<(Job, bool), Errno> {
         let (kind, sector, total, buffer) = request.into_parts().ok_or(Errno::INVAL)?;
         let needed = self.driver.admit(kind, sector, total)?;
         let start = sector.bytes().ok_or(Errno::INVAL)?;
@@ -199,15 +99,13 @@ impl BlkQueue {
             buffer,
             client: Some(self.client),
             token,
+            ticket: None,
         };
-        let shared = self.shared();
-        let mut core = shared.core();
-        if let Some(client) = core.clients().get_mut(self.client) {
-            client.outstanding += 1;
-        }
-        core.submit(job, needed);
-        shared.notify(&mut core);
-        Ok(())
+        let ticket = match needed {
+            true => self.driver.begin(&job),
+            false => None,
+        };
+        Ok((Job { ticket, ..job }, needed))
     }
 
     /// Puts outcomes where the next [`BlkQueue::reap`] finds them: requests that were refused,
@@ -227,9 +125,11 @@ impl BlkQueue {
     }
 
     /// Appends the requests that have ended, `(token, bytes or errno)`; never waits, and kicks
-    /// for whatever could follow on. Returns how many.
+    /// for whatever could follow on. Returns how many. Undoes [`BlkQueue::arm`].
     pub fn reap(&self, out: &mut Vec<(u64, Outcome)>) -> usize {
-        let mut core = self.pump(self.shared().core());
+        let mut core = self.shared().core();
+        core.disarm(self.client);
+        let mut core = self.pump(core);
         let Some(client) = core.clients().get_mut(self.client) else {
             return 0;
         };
@@ -237,6 +137,32 @@ impl BlkQueue {
         client.outstanding -= reaped;
         out.append(&mut client.finished);
         reaped
+    }
+
+    /// The eventfd of this queue's irqs, for an event loop to watch for edges and never to read.
+    pub fn irq_fd(&self) -> BorrowedFd<'_> {
+        self.shared().line.irq_fd()
+    }
+
+    /// Before an event loop sleeps. It needs a handle with a wake-up
+    /// ([`BlkDriver::queue_for_events`]), which comes where another thread takes the completions.
+    pub fn arm(&self) -> Armed {
+        let mut core = self.pump(self.shared().core());
+        if self.has_finished(&mut core) {
+            return Armed::Ready;
+        }
+        if self.has_ended(&mut core) {
+            return Armed::Waiting;
+        }
+        if core.in_flight() == 0 && core.is_stalled() {
+            drop(core);
+            self.driver.pump_all();
+            return Armed::Stalled;
+        }
+        match core.arm(self.client) {
+            true => Armed::Waiting,
+            false => Armed::Ready,
+        }
     }
 
     /// Waits until [`BlkQueue::reap`] has something, nothing is outstanding, or `timeout` passed
@@ -265,11 +191,14 @@ impl BlkQueue {
             (core, signal) = self.sleep(core, left.min(SLICE));
             if signal || asked.elapsed() >= SLICE {
                 drop(core);
-                if !go_on() {
+                let go_on = go_on();
+                core = self.shared().core();
+                if !go_on {
+                    // Irqs that were taken are others' too.
+                    drop(self.pump(core));
                     return false;
                 }
                 asked = Instant::now();
-                core = self.shared().core();
             }
         }
     }
@@ -285,6 +214,11 @@ impl BlkQueue {
         self.driver.shared(self.index)
     }
 
+    fn has_finished(&self, core: &mut Guard<'_>) -> bool {
+        let client = core.clients().get_mut(self.client);
+        client.is_some_and(|client| !client.finished.is_empty())
+    }
+
     fn has_ended(&self, core: &mut Guard<'_>) -> bool {
         let client = core.clients().get_mut(self.client);
         client.is_none_or(|client| !client.finished.is_empty() || client.outstanding == 0)
@@ -292,7 +226,7 @@ impl BlkQueue {
 
     /// Takes completions and tells whoever waits for them.
     fn pump<'a>(&'a self, mut core: Guard<'a>) -> Guard<'a> {
-        let gave_up = core.pump();
+        let gave_up = core.collect();
         self.shared().notify(&mut core);
         if gave_up {
             drop(core);
@@ -305,7 +239,7 @@ impl BlkQueue {
     /// Sleeps until something may have changed; true if a signal came.
     fn sleep<'a>(&'a self, core: Guard<'a>, slice: Duration) -> (Guard<'a>, bool) {
         let shared = self.shared();
-        if core.led {
+        if core.is_led() {
             return (shared.follow(core, slice), false);
         }
         if core.in_flight() > 0 || !core.is_stalled() {
@@ -325,6 +259,8 @@ impl BlkQueue {
 
 impl Drop for BlkQueue {
     fn drop(&mut self) {
-        self.shared().core().remove_client(self.client);
+        let mut core = self.shared().core();
+        core.disarm(self.client);
+        core.remove_client(self.client);
     }
 }

@@ -1,8 +1,12 @@
 //! Programs' requests under way (jobs), and whose they are.
 
+use super::Sectors;
+use super::extents::{Range, Ticket};
 use super::request::Kind;
 use crate::Buffer;
 use rustix::io::Errno;
+use std::fmt;
+use std::sync::Arc;
 
 /// How a job ended: bytes moved, or why not.
 pub(super) type Outcome = Result<u64, Errno>;
@@ -26,6 +30,8 @@ pub(super) struct Job {
     pub(super) buffer: Option<Buffer>,
     pub(super) client: Option<u32>,
     pub(super) token: u64,
+    /// What is learnt of the disk's contents once it has ended.
+    pub(super) ticket: Option<Ticket>,
 }
 
 impl Job {
@@ -37,6 +43,15 @@ impl Job {
 
     pub(super) fn is_over(&self) -> bool {
         self.closed && self.in_flight == 0
+    }
+
+    /// Where on the disk it works.
+    pub(super) fn range(&self) -> Range {
+        let sectors = |bytes| Sectors(bytes / Sectors::SIZE);
+        Range {
+            start: sectors(self.start),
+            end: sectors(self.start.saturating_add(self.total)),
+        }
     }
 }
 
@@ -82,9 +97,38 @@ impl<T> Slab<T> {
     }
 }
 
+/// What wakes a client's event loop, from any thread, with a queue's lock held.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
 /// What one handle has outstanding and has not reaped.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Client {
     pub(super) outstanding: usize,
     pub(super) finished: Vec<(u64, Outcome)>,
+    /// Of a client that belongs to an event loop.
+    pub(super) wake: Option<Wake>,
+    /// It sleeps.
+    pub(super) armed: bool,
+}
+
+impl Client {
+    /// Whether it was armed.
+    pub(super) fn disarm(&mut self) -> bool {
+        std::mem::take(&mut self.armed)
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(wake) = &self.wake {
+            wake();
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("outstanding", &self.outstanding)
+            .field("armed", &self.armed)
+            .finish_non_exhaustive()
+    }
 }

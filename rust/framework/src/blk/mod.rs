@@ -2,7 +2,8 @@
 //!
 //! [`BlkDriver`] owns the queues. Two ways to use it, on the same queue too:
 //! - [`BlkDriver::run`]: one request, from any thread, waits for its end;
-//! - [`BlkDriver::queue`]: a [`BlkQueue`] to `submit`, `kick`, `reap` and `wait` with.
+//! - [`BlkDriver::queue`]: a [`BlkQueue`] to `submit`, `kick`, `reap` and `wait` with, or to
+//!   `arm` in an event loop.
 //!
 //! Requests beyond the device's limits are split and joined here; what does not fit the ring or
 //! the address space now waits its turn in the queue. The device is not trusted: what it breaks
@@ -10,12 +11,14 @@
 
 mod config;
 mod driver;
+mod extents;
 mod handle;
 mod jobs;
 mod limits;
 mod queue;
 mod request;
 mod sector;
+mod shared;
 mod slots;
 #[cfg(test)]
 mod testing;
@@ -24,6 +27,8 @@ mod tests;
 
 pub use config::{BlkConfig, SetupError};
 pub use driver::{BlkDriver, BlkStats};
-pub use handle::BlkQueue;
+pub use extents::Content;
+pub use handle::{Armed, BlkQueue};
+pub use jobs::Wake;
 pub use request::Request;
 pub use sector::Sectors;

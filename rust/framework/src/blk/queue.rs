@@ -2,6 +2,7 @@
 //! runs under the queue's lock, and never waits.
 
 use super::driver::Ending;
+use super::extents::{Extents, Range};
 use super::jobs::{Client, Job, Outcome, Slab};
 use super::limits::Limits;
 use super::request::{ID_BYTES, Kind};
@@ -35,10 +36,19 @@ enum Stall {
     Failed(Errno),
 }
 
+/// What a look at the ring has brought.
+pub(super) struct Pumped {
+    /// Completions were taken.
+    pub(super) took: bool,
+    /// The device was given up.
+    pub(super) gave_up: bool,
+}
+
 pub(super) struct QueueCore {
     dma: Arc<dyn Dma>,
     line: Arc<VqLine>,
     ending: Arc<Ending>,
+    extents: Arc<Extents>,
     limits: Limits,
     ring: DriverQueue,
     slots: Slots,
@@ -66,6 +76,7 @@ impl QueueCore {
         dma: &Arc<dyn Dma>,
         line: &Arc<VqLine>,
         ending: &Arc<Ending>,
+        extents: &Arc<Extents>,
         limits: Limits,
         layout: Layout,
     ) -> Result<QueueCore, SetupError> {
@@ -76,6 +87,7 @@ impl QueueCore {
                 dma: Arc::clone(dma),
                 line: Arc::clone(line),
                 ending: Arc::clone(ending),
+                extents: Arc::clone(extents),
                 limits,
                 ring,
                 slots,
@@ -171,7 +183,14 @@ impl QueueCore {
 
     /// Takes on a job, issuing what fits now. A job with nothing to do ends at once, and so does
     /// any after the driver has ended.
-    pub(super) fn submit(&mut self, mut job: Job, needed: bool) {
+    pub(super) fn take(&mut self, mut job: Job, needed: bool) {
+        let client = job.client.and_then(|client| self.clients.get_mut(client));
+        if let Some(client) = client {
+            client.outstanding += 1;
+        }
+        if job.kind == Kind::Write && needed {
+            self.extents.writing(job.range());
+        }
         let ending = self.ending.errno();
         if let Some(errno) = ending {
             job.close(errno);
@@ -185,6 +204,18 @@ impl QueueCore {
         if self.backlog.len() == 1 {
             self.issue_backlog();
         }
+    }
+
+    /// Whether a request under way may change `range` in a way that nobody follows.
+    pub(super) fn changes(&mut self, range: &Range) -> bool {
+        self.jobs.iter_mut().any(|(_, job)| {
+            let changes = match job.kind {
+                Kind::Write => true,
+                Kind::Discard | Kind::WriteZeroes { .. } => job.ticket.is_none(),
+                Kind::Read | Kind::Flush | Kind::GetId => false,
+            };
+            changes && job.range().overlaps(range)
+        })
     }
 
     /// Outcomes for a client's next look.
@@ -210,31 +241,40 @@ impl QueueCore {
     }
 
     /// Takes completions and issues what they made room for. The ring is left alone once the
-    /// device was stopped or given up; true if this call gave it up.
-    pub(super) fn pump(&mut self) -> bool {
+    /// device was stopped or given up.
+    pub(super) fn pump(&mut self) -> Pumped {
+        let mut pumped = Pumped {
+            took: false,
+            gave_up: false,
+        };
         if self.ending.errno().is_some() {
             self.fail_all();
-            return false;
+            return pumped;
         }
-        let mut ended = false;
         loop {
             match self.ring.pop_used() {
                 Ok(Some((slot, _written))) => {
                     self.complete(slot);
-                    ended = true;
+                    pumped.took = true;
                 }
                 Ok(None) => break,
-                Err(error) => return self.give_up(error.to_string()),
+                Err(error) => {
+                    self.give_up(error.to_string());
+                    pumped.gave_up = true;
+                    return pumped;
+                }
             }
         }
-        if !ended && self.ring.in_flight() > 0 && self.slots.is_poisoned() {
-            return self.give_up("the memory of the rings was taken away".to_string());
+        if !pumped.took && self.ring.in_flight() > 0 && self.slots.is_poisoned() {
+            self.give_up("the memory of the rings was taken away".to_string());
+            pumped.gave_up = true;
+            return pumped;
         }
         if !self.backlog.is_empty() {
             self.issue_backlog();
             self.publish();
         }
-        false
+        pumped
     }
 
     /// Ends every job with the errno that the driver ended with. What the device may still use
@@ -290,10 +330,9 @@ impl QueueCore {
         over.into_iter().for_each(|index| self.finish(index));
     }
 
-    fn give_up(&mut self, why: String) -> bool {
+    fn give_up(&mut self, why: String) {
         self.ending.fail(why);
         self.fail_all();
-        true
     }
 
     fn issue_backlog(&mut self) {
@@ -433,6 +472,9 @@ impl QueueCore {
             return;
         };
         self.progress = true;
+        if let Some(ticket) = job.ticket {
+            self.extents.end(ticket, job.error.is_none());
+        }
         let client = job.client.and_then(|client| self.clients.get_mut(client));
         if let Some(client) = client {
             let outcome: Outcome = match job.error {

@@ -74,6 +74,11 @@ impl Kind {
 pub(super) const ID_BYTES: usize = 20;
 
 impl Request {
+    /// Whether it is a discard or write-zeroes.
+    pub(super) fn is_ranged(&self) -> bool {
+        matches!(self, Request::Discard { .. } | Request::WriteZeroes { .. })
+    }
+
     /// Type, first sector, bytes to move or to work on, buffer. `None` where bytes are no whole
     /// sectors or beyond 2^64.
     pub(super) fn into_parts(self) -> Option<(Kind, Sectors, u64, Option<Buffer>)> {
