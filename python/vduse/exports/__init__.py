@@ -1,0 +1,1 @@
+"""Ways to a driver's disk from outside its process."""

@@ -1,0 +1,115 @@
+"""A unix socket to listen at: its file has its mode from the start, a dead server's file is
+replaced, a live one's is refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+
+from vduse.exports.errors import ExportError
+
+#: Bytes of the longest path: sockaddr_un has 108, the last is a zero.
+MAX_PATH = 107
+
+_ADVICE = {
+    errno.ENOENT: "no such directory: make it, or name another",
+    errno.ENOTDIR: "a part of the path is not a directory: check it",
+    errno.EADDRINUSE: "another server has just begun to listen there: name another path",
+    errno.EACCES: "permission denied: check its directory's owner and mode",
+    errno.EPERM: "operation not permitted: check its directory's owner and mode",
+    errno.EROFS: "it lies on a read-only file system: name another place",
+    errno.ENOSPC: "no space left there: free some, or name another place",
+    errno.ELOOP: "its symbolic links go round in a circle: check the path",
+    errno.ENAMETOOLONG: "the name is too long: use a shorter one",
+}
+
+
+class UnixListener:
+    """A listening socket, and its file."""
+
+    def __init__(self, path: str | os.PathLike[str], mode: int) -> None:
+        """``mode``: permission bits of the file; who may write it may connect. ExportError."""
+        self.path = os.fspath(path)
+        if not self.path:
+            # bind(2) would choose an abstract name, which file modes do not guard.
+            raise ExportError("the socket has no path: name one, as in ./disk.sock")
+        if (length := len(os.fsencode(self.path))) > MAX_PATH:
+            raise ExportError(
+                f"{self.path}: {length} bytes are too long for a socket's path: at most "
+                f"{MAX_PATH}; use a relative or a shorter one"
+            )
+        self._identity: tuple[int, int] | None = None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.setblocking(False)
+            self._bind(mode)
+            self._socket.listen(socket.SOMAXCONN)
+        except OSError as error:
+            self.close()
+            advice = _ADVICE.get(error.errno or 0, error.strerror)
+            raise ExportError(f"{self.path}: {advice}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """Readable when a client has arrived."""
+        return self._socket.fileno()
+
+    def accept(self) -> socket.socket:
+        """A client's connection, non-blocking. BlockingIOError: there is none."""
+        connection, _ = self._socket.accept()
+        connection.setblocking(False)
+        return connection
+
+    def close(self) -> None:
+        """Takes no connection any more, and removes the file, if it is still ours."""
+        self._socket.close()
+        if self._identity is not None:
+            with suppress(OSError):
+                if _identity(os.lstat(self.path)) == self._identity:
+                    os.unlink(self.path)
+
+    def _bind(self, mode: int) -> None:
+        _remove_dead(self.path)
+        # Linux makes the file with the mode of the socket itself, less the umask: nobody can
+        # connect between bind and chmod, and the umask, which is every thread's, stays.
+        os.fchmod(self._socket.fileno(), mode)
+        self._socket.bind(self.path)
+        self._identity = _identity(os.lstat(self.path))
+        os.chmod(self.path, mode)  # what the umask took away
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _remove_dead(path: str) -> None:
+    """Removes the socket of a server that is no more. ExportError: there is something else, or
+    the server lives."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ExportError(f"{path}: exists and is no socket: remove it, or name another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full backlog is a server's, too
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            pass
+        except BlockingIOError:
+            raise _alive(path) from None
+        else:
+            raise _alive(path)
+    # Not the file of a server that came up since.
+    if _identity(os.lstat(path)) == _identity(found):
+        os.unlink(path)
+
+
+def _alive(path: str) -> ExportError:
+    return ExportError(f"{path}: another server listens there: stop it, or name another path")
