@@ -19,6 +19,8 @@ __all__ = [
     "Pool",
     "VqLine",
     "copy_baseline",
+    "layer_delay",
+    "layer_read_only",
     "load_ours",
     "load_virtio_driver",
     "load_virtio_drivers",
@@ -300,7 +302,21 @@ class Backend:
     def flush(self) -> None: ...
     def close(self) -> None:
         """Flushes; unlocks once no virtqueue works on it. OSError EBUSY: a data path on it is not
-        closed."""
+        closed, or it lies beneath a layer."""
+
+# A layer takes the backend beneath for itself: closing it closes that; meanwhile other uses of
+# that are refused with OSError EBUSY. The same where a data path is on it already.
+# :mod:`vduse.backends.layers` is the typed front. An operation's name is one of read, write,
+# flush, discard, write_zeroes.
+
+def layer_read_only(below: Backend) -> Backend:
+    """Changes are refused with EROFS."""
+
+def layer_delay(
+    below: Backend, pauses: dict[str, tuple[float, float]], seed: int = 0
+) -> Backend:
+    """``pauses``: by operation, least and most seconds before it goes to the backend; what is
+    left out does not wait. ValueError: an unknown operation, seconds out of range."""
 
 class DataPath:
     """All queues of one device, served by a pool: what is the same for every device type."""

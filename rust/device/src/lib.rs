@@ -14,6 +14,7 @@ mod events;
 pub mod fuzzing;
 mod handle;
 mod irq;
+pub mod layers;
 mod live;
 mod mailbox;
 mod pool;

@@ -6,6 +6,7 @@ use crate::error;
 use crate::fork::PerProcess;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,10 +60,36 @@ impl Pool {
 
 /// What stores a disk's bytes; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
-struct Backend {
+pub struct Backend {
     backend: PerProcess<Arc<dyn backend::Backend>>,
     closed: AtomicBool,
     lease: Lease,
+    /// Whether a layer lies on it.
+    covered: Arc<AtomicBool>,
+    /// Of a layer: what it lies on.
+    below: Option<(Py<Backend>, Cover)>,
+}
+
+/// A layer's claim on what lies beneath.
+struct Cover(Arc<AtomicBool>);
+
+impl Cover {
+    fn take(covered: &Arc<AtomicBool>) -> PyResult<Cover> {
+        match covered.swap(true, Ordering::Relaxed) {
+            false => Ok(Cover(covered.clone())),
+            true => Err(beneath()),
+        }
+    }
+}
+
+impl Drop for Cover {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+fn beneath() -> PyErr {
+    error::os_error(Errno::BUSY, "backend lies beneath a layer: use the layer")
 }
 
 impl Backend {
@@ -71,6 +98,28 @@ impl Backend {
             backend: PerProcess::new(Arc::new(made.map_err(backend_error)?)),
             closed: AtomicBool::new(false),
             lease: Lease::default(),
+            covered: Arc::default(),
+            below: None,
+        })
+    }
+
+    /// A layer on `below`, which is the layer's alone until that is closed or gone.
+    pub fn on(
+        below: &Bound<'_, Backend>,
+        make: impl FnOnce(Arc<dyn backend::Backend>) -> Arc<dyn backend::Backend>,
+    ) -> PyResult<Backend> {
+        let inner = below.get();
+        let backend = inner.open()?.clone();
+        let cover = Cover::take(&inner.covered)?;
+        if Arc::strong_count(&inner.lease) > 1 {
+            return Err(error::in_use("backend"));
+        }
+        Ok(Backend {
+            backend: PerProcess::new(make(backend)),
+            closed: AtomicBool::new(false),
+            lease: Lease::default(),
+            covered: Arc::default(),
+            below: Some((below.clone().unbind(), cover)),
         })
     }
 
@@ -78,7 +127,25 @@ impl Backend {
         if self.closed.load(Ordering::Relaxed) {
             return Err(error::closed("backend"));
         }
+        self.check_uncovered()?;
         self.backend.get()
+    }
+
+    /// EBUSY while it is a layer's.
+    fn check_uncovered(&self) -> PyResult<()> {
+        let is_open = !self.closed.load(Ordering::Relaxed);
+        match is_open && self.covered.load(Ordering::Relaxed) {
+            true => Err(beneath()),
+            false => Ok(()),
+        }
+    }
+
+    /// It was closed, and all that lies beneath with it.
+    fn set_closed(&self) -> bool {
+        if let Some((below, _)) = &self.below {
+            below.get().set_closed();
+        }
+        self.closed.swap(true, Ordering::Relaxed)
     }
 }
 
@@ -163,7 +230,8 @@ impl Backend {
         if Arc::strong_count(&self.lease) > 1 {
             return Err(error::in_use("backend"));
         }
-        if self.closed.swap(true, Ordering::Relaxed) {
+        self.check_uncovered()?;
+        if self.set_closed() {
             return Ok(());
         }
         py.detach(|| backend.close()).map_err(backend_error)

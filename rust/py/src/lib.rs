@@ -10,6 +10,7 @@ mod error;
 mod fd;
 mod fork;
 mod framework;
+mod layers;
 mod load;
 
 /// The Rust half of vduse.
@@ -19,6 +20,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     framework::register(m)?;
     datapath::register(m)?;
     device::register(m)?;
+    layers::register(m)?;
     load::register(m)?;
     Ok(())
 }

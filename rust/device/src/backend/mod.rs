@@ -167,7 +167,7 @@ pub trait Engine {
         None
     }
 
-    /// The deadline has passed: what waited for it goes on. Operations that end by this go into
+    /// What waits for a time until `now` goes on, if anything. Operations that end by this go into
     /// `ended`; the rest complete as ever. The caller does not show those in `ended` to
     /// [`Engine::completed`]: a layer does so itself with what the engine beneath put there.
     fn expire(&mut self, _now: Instant, _ended: &mut Vec<Completion>) {}

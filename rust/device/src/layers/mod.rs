@@ -1,0 +1,78 @@
+//! Layers: a backend around a backend. Each is a file of its own; any number stack.
+//!
+//! A layer's engine gets the operations that the engine beneath would have got, on the same
+//! thread and under the same tokens. What it holds back it keeps as it came and ends by
+//! [`Engine::expire`]; it never completes anything by itself through the completer.
+
+mod delay;
+mod held;
+mod kinds;
+mod random;
+mod read_only;
+#[cfg(test)]
+mod testing;
+
+pub use delay::{Delay, Pause};
+pub use kinds::{OpKind, OpKinds};
+pub use read_only::ReadOnly;
+
+use crate::backend::{Backend, Connection, Engine, Error, Info, Local, Observer};
+use std::sync::{Arc, Weak};
+
+/// What a layer changes; everything else is the backend's beneath.
+pub trait Layer: Send + Sync {
+    /// What the disk is with this layer on it.
+    fn info(&self, below: Info) -> Info {
+        below
+    }
+
+    /// The layer's engine around the engine of a virtqueue, on the calling worker's thread.
+    fn wrap(&self, below: Box<dyn Engine>, local: &Local) -> Box<dyn Engine>;
+}
+
+/// A backend with a layer on it.
+pub struct Layered<L> {
+    below: Arc<dyn Backend>,
+    layer: L,
+}
+
+impl<L: Layer> Layered<L> {
+    /// `layer` on `below`, which nobody else uses.
+    pub fn new(below: Arc<dyn Backend>, layer: L) -> Layered<L> {
+        Layered { below, layer }
+    }
+}
+
+impl<L: Layer> Backend for Layered<L> {
+    fn info(&self) -> Info {
+        self.layer.info(self.below.info())
+    }
+
+    fn engine_name(&self) -> &'static str {
+        self.below.engine_name()
+    }
+
+    fn attach(&self, local: &Local) -> Result<Box<dyn Engine>, Error> {
+        Ok(self.layer.wrap(self.below.attach(local)?, local))
+    }
+
+    fn refresh_size(&self) -> Result<u64, Error> {
+        self.below.refresh_size()
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        self.below.flush()
+    }
+
+    fn close(&self) -> Result<(), Error> {
+        self.below.close()
+    }
+
+    fn connection(&self) -> Connection {
+        self.below.connection()
+    }
+
+    fn observe(&self, observer: Weak<dyn Observer>) {
+        self.below.observe(observer);
+    }
+}
