@@ -312,9 +312,7 @@ class Backend:
 def layer_read_only(below: Backend) -> Backend:
     """Changes are refused with EROFS."""
 
-def layer_delay(
-    below: Backend, pauses: dict[str, tuple[float, float]], seed: int = 0
-) -> Backend:
+def layer_delay(below: Backend, pauses: dict[str, tuple[float, float]], seed: int = 0) -> Backend:
     """``pauses``: by operation, least and most seconds before it goes to the backend; what is
     left out does not wait. ValueError: an unknown operation, seconds out of range."""
 

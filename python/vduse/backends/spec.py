@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+
 from vduse import _native
 from vduse.backends.errors import BackendError
 from vduse.backends.file import open_file
+from vduse.backends.layer_spec import parse_layer
 from vduse.backends.memory import open_memory
 from vduse.backends.null import open_null
 
@@ -14,15 +18,37 @@ _SIZED = {"null": open_null, "memory": open_memory}
 
 
 def open_backend(
-    spec: str, *, size: int | None = None, read_only: bool = False, direct: bool = False
+    spec: str,
+    *,
+    size: int | None = None,
+    read_only: bool = False,
+    direct: bool = False,
+    layers: Sequence[str] = (),
 ) -> _native.Backend:
     """Opens what ``spec`` names.
 
     ``size`` in bytes is for ``null`` and ``memory``, which have none of their own; ``direct`` is
     for files. ``read_only`` opens a file so; of ``null`` and ``memory`` only the device can be
     read-only. A path that is called like a backend is written ``file:null``
-    or ``./null``. BackendError: one line that says what to do.
+    or ``./null``. ``layers`` (see docs/layers.md) go on it in the order given; a file that they
+    never write to is opened read-only. Closing the result closes all.
+    BackendError: one line that says what to do.
     """
+    parsed = [parse_layer(layer) for layer in layers]
+    read_only = read_only or any(layer.spares_below for layer in parsed)
+    with ExitStack() as undo:
+        backend = _open_base(spec, size=size, read_only=read_only, direct=direct)
+        undo.callback(backend.close)
+        for layer in parsed:
+            backend = layer.on(backend)
+            # It closes what lies beneath.
+            undo.pop_all()
+            undo.callback(backend.close)
+        undo.pop_all()
+    return backend
+
+
+def _open_base(spec: str, *, size: int | None, read_only: bool, direct: bool) -> _native.Backend:
     if spec in _SIZED:
         if direct:
             raise BackendError(f"{spec}: direct is for files")

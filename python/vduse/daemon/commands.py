@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vduse.control.units import parse_number, parse_size
 from vduse.daemon.table import Command, Context, argument, flag, option
-from vduse.daemon.units import parse_number, parse_size
 
 if TYPE_CHECKING:
     from vduse.daemon.demo.report import Report

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vduse.backends.spec import open_backend
@@ -34,6 +35,7 @@ class ChildArguments:
     queue_size: int = 128
     packed: bool = False
     serial: str = ""
+    layers: Sequence[str] = ()
     drain_timeout: float = 20.0
 
 
@@ -42,7 +44,11 @@ def main(argument: str) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     args = ChildArguments(**json.loads(argument))
     backend = open_backend(
-        args.backend, size=args.size, read_only=args.read_only, direct=args.direct
+        args.backend,
+        size=args.size,
+        read_only=args.read_only,
+        direct=args.direct,
+        layers=args.layers,
     )
     control = inherited(args.control_fd)
     device = BlkDevice(

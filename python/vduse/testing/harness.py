@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -50,6 +50,8 @@ class BlkSpec:
     read_only: bool = False
     direct: bool = False
     serial: str = ""
+    #: As ``--layer`` spells them, from the backend upwards.
+    layers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.size is None and self.backend in ("null", "memory"):
@@ -62,7 +64,11 @@ class LocalDevice:
     def __init__(self, framework: Framework, spec: BlkSpec) -> None:
         with ExitStack() as undo:
             self._backend = open_backend(
-                spec.backend, size=spec.size, read_only=spec.read_only, direct=spec.direct
+                spec.backend,
+                size=spec.size,
+                read_only=spec.read_only,
+                direct=spec.direct,
+                layers=spec.layers,
             )
             undo.callback(self._backend.close)
             self._control = inherited(framework.control())
@@ -205,6 +211,7 @@ def blk_stack(
     read_only: bool = False,
     direct: bool = False,
     serial: str = "",
+    layers: Sequence[str] = (),
     driver: BusDriver | None = "virtio_vdpa",
     where: Where = "process",
     profile: str = "6.12",
@@ -223,6 +230,7 @@ def blk_stack(
         read_only=read_only,
         direct=direct,
         serial=serial,
+        layers=layers,
     )
     framework = Framework(profile, bounce_size=bounce_size, msg_timeout=msg_timeout, tap=tap)
     with framework:

@@ -7,8 +7,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from vduse.control.units import format_size
 from vduse.daemon.errors import UserError, image_error
-from vduse.daemon.units import format_size
 
 SECTOR = 512
 #: Below this the FAT file system has no room for the files.

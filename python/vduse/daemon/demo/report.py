@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 
+from vduse.control.units import format_size
 from vduse.daemon.table import Context
-from vduse.daemon.units import format_size
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from time import monotonic
 
+from vduse.control.units import format_size
 from vduse.daemon.commands import DemoOptions
 from vduse.daemon.demo import contents, ext4, fat, images, load
 from vduse.daemon.demo.images import Image
@@ -19,7 +20,6 @@ from vduse.daemon.demo.report import Checked, DeviceFacts, Load, Report
 from vduse.daemon.demo.stack import Attached, Stack
 from vduse.daemon.errors import UserError
 from vduse.daemon.table import Context
-from vduse.daemon.units import format_size
 
 
 def run(options: DemoOptions, context: Context) -> Report:

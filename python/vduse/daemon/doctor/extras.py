@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from vduse.control.units import format_size
 from vduse.daemon.doctor.check import Check, limited, missing, ok
-from vduse.daemon.units import format_size
 
 _IO_URING_SETUP = 425  # the same number on every architecture
 _IO_URING_PARAMS = 120  # sizeof(struct io_uring_params)

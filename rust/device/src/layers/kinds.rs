@@ -1,6 +1,5 @@
 //! Kinds of operations, for layers that treat them differently.
 
-use crate::Extent;
 use crate::backend::Op;
 
 /// What an operation does.
@@ -70,16 +69,5 @@ impl OpKinds {
 impl FromIterator<OpKind> for OpKinds {
     fn from_iter<I: IntoIterator<Item = OpKind>>(kinds: I) -> OpKinds {
         OpKinds(kinds.into_iter().fold(0, |set, kind| set | 1 << kind as u8))
-    }
-}
-
-/// Where an operation works; `None` for a flush.
-pub(super) fn extent_of(op: &Op) -> Option<Extent> {
-    match op {
-        Op::Read { extent, .. }
-        | Op::Write { extent, .. }
-        | Op::Discard { extent }
-        | Op::WriteZeroes { extent, .. } => Some(*extent),
-        Op::Flush => None,
     }
 }

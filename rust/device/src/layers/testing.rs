@@ -79,7 +79,6 @@ impl Engine for SlowEngine {
 /// A layer on a [`Slow`] backend.
 pub(super) struct Bench {
     pub(super) engine: Box<dyn Engine>,
-    pub(super) local: Local,
     log: Log,
 }
 
@@ -90,9 +89,22 @@ impl Bench {
             log: log.clone(),
             kind,
         };
-        let local = local();
-        let engine = Layered::new(Arc::new(slow), layer).attach(&local).unwrap();
-        Bench { engine, local, log }
+        Bench {
+            log,
+            ..Bench::on(Arc::new(slow), layer)
+        }
+    }
+
+    /// A layer on another backend.
+    pub(super) fn on(below: Arc<dyn Backend>, layer: impl Layer) -> Bench {
+        let local = Local {
+            completer: Completer::new(Mailbox::new().unwrap()),
+            uring: RefCell::new(None),
+        };
+        Bench {
+            engine: Layered::new(below, layer).attach(&local).unwrap(),
+            log: Log::default(),
+        }
     }
 
     /// What has reached the engine beneath since the last call.
@@ -106,13 +118,5 @@ impl Bench {
         self.engine.expire(now, &mut ended);
         let ends = ended.into_iter();
         ends.map(|end| (end.token.0, end.result)).collect()
-    }
-}
-
-/// A worker's, without the worker.
-pub(super) fn local() -> Local {
-    Local {
-        completer: Completer::new(Mailbox::new().unwrap()),
-        uring: RefCell::new(None),
     }
 }

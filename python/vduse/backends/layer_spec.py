@@ -1,0 +1,79 @@
+"""The command line's spelling of layers: ``NAME,key=value,...``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from vduse import _native
+from vduse.backends import layers
+from vduse.backends.errors import BackendError
+from vduse.backends.options import did_you_mean, parse_options, split_options
+from vduse.control.units import parse_duration, parse_number
+
+_OPS = ("read", "write", "flush", "discard", "write-zeroes")
+_Apply: TypeAlias = Callable[..., _native.Backend]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    apply: _Apply
+    keys: Mapping[str, Callable[[str], Any]]
+    #: Whether what lies beneath is never written.
+    spares_below: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One layer as it was spelled, ready to be put on a backend."""
+
+    text: str
+    #: Whether what lies beneath is never written: it may be opened read-only.
+    spares_below: bool
+    _apply: _Apply
+    _options: dict[str, Any]
+
+    def on(self, backend: _native.Backend) -> _native.Backend:
+        """The layer on ``backend``. BackendError."""
+        try:
+            return self._apply(backend, **self._options)
+        except ValueError as error:
+            raise BackendError(f"{self.text}: {error}") from None
+
+
+def parse_layer(text: str) -> LayerSpec:
+    """What ``text`` spells. BackendError: one line that says what to do."""
+    name, options = split_options(text)
+    layer = _LAYERS.get(name)
+    if layer is None:
+        hint = did_you_mean(name, _LAYERS) or f"; there are {', '.join(_LAYERS)}"
+        raise BackendError(f"no such layer '{name}'{hint}")
+    values = parse_options(name, options, layer.keys)
+    arguments = {key.replace("-", "_"): value for key, value in values.items()}
+    return LayerSpec(text, layer.spares_below, layer.apply, arguments)
+
+
+def _number(text: str) -> int:
+    number = parse_number(text)
+    if number is None or number >= 1 << 64:
+        raise ValueError(f"'{text}' is not a whole number below 2^64")
+    return number
+
+
+def _pause(text: str) -> layers.Pause:
+    least, dots, most = text.partition("..")
+    return (parse_duration(least), parse_duration(most)) if dots else parse_duration(least)
+
+
+def _delay(
+    backend: _native.Backend, *, all: layers.Pause = 0, seed: int = 0, **pauses: layers.Pause
+) -> _native.Backend:
+    each = {op.replace("-", "_"): all for op in _OPS} | pauses
+    return layers.delay(backend, seed=seed, **each)
+
+
+_LAYERS = {
+    "read-only": _Layer(layers.read_only, {}, spares_below=True),
+    "delay": _Layer(_delay, {"all": _pause, **dict.fromkeys(_OPS, _pause), "seed": _number}),
+}
