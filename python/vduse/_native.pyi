@@ -1,7 +1,7 @@
 """The Rust half. Control calls only: no request of the data path passes through here, except
 those a Python program itself submits to a disk (:class:`BlkDriver`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, final
 
 from typing_extensions import Buffer
@@ -12,6 +12,9 @@ __all__ = [
     "BlkDataPath",
     "BlkDriver",
     "CallSocket",
+    "Chain",
+    "ChainBatch",
+    "ChainDataPath",
     "DataPath",
     "Domain",
     "KickRelay",
@@ -382,3 +385,66 @@ class BlkDataPath(DataPath):
         max_discard_sectors, max_discard_seg, discard_sector_alignment,
         max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap, read_only."""
     def set_capacity(self, sectors: int) -> None: ...
+
+@final
+class Chain:
+    """A descriptor chain that the driver offered (virtio 1.3, section 2.6): bytes to read,
+    bytes to write, in any number of pieces. It may be kept, and completed later from any
+    thread. A chain that is dropped is completed with 0 bytes written, and the log says so.
+
+    Once it has been completed everything is a ValueError; once the device was reset, a
+    ConnectionResetError, but for :meth:`complete`, which does nothing then.
+    """
+
+    @property
+    def readable(self) -> tuple[memoryview, ...]:
+        """The device-readable pieces, in order. The driver may change their bytes at any time:
+        copy what is checked. Released when the chain ends; a part that is still used then (a
+        slice, an array on it) keeps its memory mapped, which the log says, and a reset waits
+        for it."""
+    @property
+    def writable(self) -> tuple[memoryview, ...]:
+        """The same of the device-writable pieces."""
+    @property
+    def readable_length(self) -> int:
+        """Bytes."""
+    @property
+    def writable_length(self) -> int:
+        """Bytes."""
+    @property
+    def ended(self) -> bool:
+        """Whether it was completed, or taken back by a reset."""
+    def read(self) -> bytes:
+        """All device-readable bytes, copied."""
+    def write(self, data: Buffer, offset: int | None = None) -> int:
+        """Copies ``data`` to ``offset`` of the device-writable part, by default where the last
+        write ended; how many bytes had room."""
+    def complete(self, written: int | None = None) -> None:
+        """Gives it back to the driver. ``written``: bytes from the start of the device-writable
+        part, by default what :meth:`write` has written. ValueError: there is no such room."""
+
+@final
+class ChainBatch:
+    """The chains of one batch, in the driver's order: a sequence."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Chain: ...
+    def __iter__(self) -> Iterator[Chain]: ...
+    def complete(self, written: int | None = None) -> None:
+        """Completes those that have not ended, each as :meth:`Chain.complete`."""
+
+@final
+class ChainDataPath(DataPath):
+    """All queues of one device whose chains Python serves, on the workers of ``pool``."""
+
+    def __new__(
+        cls,
+        pool: Pool,
+        resolver: CallSocket,
+        submit: Callable[[int, ChainBatch], object],
+        drain: Callable[[int], object] | None = None,
+    ) -> Self:
+        """``submit``: gets a virtqueue's index and its next chains, at least one, on its worker.
+        It may keep chains. Where it raises, the log has the traceback, and chains of the batch
+        that have not ended are completed with 0 bytes written. ``drain``: told of a virtqueue
+        that is being stopped while there are such chains: it should complete them."""

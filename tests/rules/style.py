@@ -20,7 +20,7 @@ _FORBIDDEN = {
 }
 _GENERATED = {"Cargo.lock"}
 #: Files of rust/py that may hold unsafe code: Python's buffers, and its fds that are numbers.
-_UNSAFE_IN_BINDING = {"buffer.rs", "fd.rs"}
+_UNSAFE_IN_BINDING = {"buffer.rs", "exporter.rs", "fd.rs"}
 _UNSAFE = re.compile(r"\bunsafe\s*(?:\{|fn\b|impl\b|extern\b)")
 
 

@@ -2,6 +2,7 @@
 
 use crate::backend::{Connection, Notice, Observer};
 use crate::blk::{Disk, DiskProvider};
+use crate::chains::{ChainProvider, Handler};
 use crate::events::{Event, Events};
 use crate::handle::{Handle, Outcome};
 use crate::irq::Irq;
@@ -152,6 +153,15 @@ impl DataPath {
     /// Of a disk, without running queues.
     pub fn blk(pool: &Pool, hookup: Hookup, disk: Arc<Disk>) -> Result<DataPath, Errno> {
         DataPath::new(pool, hookup, Box::new(DiskProvider(disk)))
+    }
+
+    /// Of a device whose chains `handler` serves, without running queues.
+    pub fn chains(
+        pool: &Pool,
+        hookup: Hookup,
+        handler: Arc<dyn Handler>,
+    ) -> Result<DataPath, Errno> {
+        DataPath::new(pool, hookup, Box::new(ChainProvider(handler)))
     }
 
     fn new(pool: &Pool, hookup: Hookup, provider: Box<dyn Provider>) -> Result<DataPath, Errno> {

@@ -8,6 +8,7 @@
 pub mod backend;
 mod blk;
 mod buffer;
+pub mod chains;
 mod datapath;
 mod events;
 #[cfg(any(test, feature = "fuzzing"))]

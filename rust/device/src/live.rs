@@ -30,6 +30,9 @@ pub(crate) enum Stop {
     /// A status byte out of reach, or memory taken away.
     #[error("the request's status byte is out of reach: {0}")]
     Status(Fault),
+    /// A buffer of a chain out of reach.
+    #[error("a buffer is out of reach: {0}")]
+    Buffer(Fault),
     /// A page was found missing.
     #[error("guest memory was taken away (SIGBUS)")]
     Poisoned,

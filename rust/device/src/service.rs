@@ -58,7 +58,8 @@ pub(crate) struct Intake<'a> {
     pub(crate) stats: &'a mut Stats,
     /// What [`Intake::pop`] found.
     pub(crate) chain: &'a mut Chain,
-    is_draining: bool,
+    /// Nothing new is taken, only what a predecessor had in flight.
+    pub(crate) is_draining: bool,
     chains: usize,
     bytes: u64,
     /// The batch was full.

@@ -3,15 +3,18 @@
 use pyo3::prelude::*;
 
 mod buffer;
+mod chains;
 mod channel;
 mod datapath;
 mod device;
 mod error;
+mod exporter;
 mod fd;
 mod fork;
 mod framework;
 mod layers;
 mod load;
+mod report;
 
 /// The Rust half of vduse.
 #[pymodule]
@@ -21,6 +24,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     datapath::register(m)?;
     device::register(m)?;
     layers::register(m)?;
+    chains::register(m)?;
     load::register(m)?;
     Ok(())
 }
