@@ -40,8 +40,8 @@ class BlkSpec:
     :func:`vduse.backends.spec.open_backend`."""
 
     name: str = "disk0"
-    #: null, memory, or the path of a file.
-    backend: str = "memory"
+    #: null, memory, or the path of a file; or an open one, which stays the caller's.
+    backend: str | _native.Backend = "memory"
     #: Bytes of null and memory, None: 64 MiB. Files have their own.
     size: int | None = None
     queues: int = 1
@@ -63,40 +63,48 @@ class LocalDevice:
 
     def __init__(self, framework: Framework, spec: BlkSpec) -> None:
         with ExitStack() as undo:
-            self._backend = open_backend(
-                spec.backend,
-                size=spec.size,
-                read_only=spec.read_only,
-                direct=spec.direct,
-                layers=spec.layers,
-            )
-            undo.callback(self._backend.close)
-            self._control = inherited(framework.control())
-            undo.callback(self._control.close)
+            backend = spec.backend
+            if isinstance(backend, str):
+                backend = open_backend(
+                    backend,
+                    size=spec.size,
+                    read_only=spec.read_only,
+                    direct=spec.direct,
+                    layers=spec.layers,
+                )
+                undo.callback(backend.close)
+            control = inherited(framework.control())
+            undo.callback(control.close)
             #: The device itself.
             self.blk = BlkDevice(
                 spec.name,
-                self._backend,
+                backend,
                 queues=spec.queues,
                 queue_size=spec.queue_size,
                 packed=spec.packed,
                 read_only=spec.read_only,
                 serial=spec.serial,
             )
-            self.blk.start(self._control)
-            undo.pop_all()
+            self.blk.start(control)
+            undo.callback(self.blk.close)
+            self._exits = undo.pop_all()
+
+    @property
+    def serving(self) -> bool:
+        """Whether it answers the framework."""
+        return self.blk.ended is None
 
     def close(self) -> None:
         """Drains; the framework keeps the device."""
-        self.blk.close()
-        self._control.close()
-        self._backend.close()
+        self._exits.close()
 
 
 class ChildDevice:
     """A device in a child process (``python -m vduse.devices.child``)."""
 
     def __init__(self, framework: Framework, spec: BlkSpec) -> None:
+        if not isinstance(spec.backend, str):
+            raise ValueError("a child opens its backend itself: give it as text")
         fd = framework.control()
         try:
             arguments = json.dumps(asdict(spec) | {"control_fd": fd})
@@ -114,6 +122,11 @@ class ChildDevice:
         if line != f"ready {spec.name}\n":
             self.kill()
             raise ChildProcessError(f"the device did not start: {line.strip() or 'no word'}")
+
+    @property
+    def serving(self) -> bool:
+        """Whether it lives."""
+        return self.process.poll() is None
 
     def kill(self) -> None:
         """SIGKILL: no farewell to anybody."""
@@ -189,9 +202,13 @@ class BlkStack:
 
     def close(self) -> None:
         """From the driver to the device."""
-        self.close_driver()
-        self.framework.dev_del(self.spec.name)
-        self.device.close()
+        with ExitStack() as exits:
+            exits.callback(self.device.close)
+            # Nobody would answer the reset of one that has ended; the framework's close waits
+            # for nobody.
+            if self.device.serving and self.spec.name in self.framework.bus.devices:
+                exits.callback(self.framework.dev_del, self.spec.name)
+            exits.callback(self.close_driver)
 
     def _make_device(self) -> LocalDevice | ChildDevice:
         if self._where == "child":

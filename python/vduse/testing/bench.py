@@ -1,0 +1,106 @@
+"""What one test has on its bench: a framework, the devices on it, and a look at what is left
+when all is cleared away. The pytest plugin's fixtures are made of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from vduse import _native
+from vduse.channel.tap import Recorder
+from vduse.framework import Framework
+from vduse.testing.closing import Closing
+from vduse.testing.harness import BlkSpec, BlkStack, BusDriver, LocalDevice, Where
+from vduse.testing.leaks import Held
+
+#: Records of the control path shown of a failed test, the last ones.
+_SHOWN = 200
+
+
+class Bench(Closing):
+    """A framework of its own, and devices that end with it."""
+
+    def __init__(self, profile: str = "6.12") -> None:
+        """ValueError: no such profile."""
+        self._held = Held.now()
+        self._tap = Recorder()
+        self._stacks: list[BlkStack] = []
+        with ExitStack() as undo:
+            undo.enter_context(_talking())
+            #: The framework.
+            self.framework = undo.enter_context(Framework(profile, tap=self._tap))
+            self._exits = undo.pop_all()
+
+    def device(
+        self,
+        backend: str | _native.Backend = "memory",
+        *,
+        name: str | None = None,
+        driver: BusDriver | None = "virtio_vdpa",
+        where: Where = "process",
+        **options: Any,
+    ) -> BlkStack:
+        """A running block device on the bus; ``options`` as :class:`BlkSpec` has them. Without
+        a name it is disk0, disk1, and so on. A backend that is an object stays the caller's."""
+        spec = BlkSpec(name=name or f"disk{len(self._stacks)}", backend=backend, **options)
+        stack = BlkStack(self.framework, spec, where, driver)
+        self._exits.callback(stack.close)
+        self._stacks.append(stack)
+        return stack
+
+    def sections(self) -> list[tuple[str, str]]:
+        """Titles and texts about every device, and the control path's last messages."""
+        found = [(f"vduse {stack.spec.name}", _describe(stack)) for stack in self._stacks]
+        lines = self._tap.lines(times=True)
+        left_out = [f"... {len(lines) - _SHOWN} before"] if len(lines) > _SHOWN else []
+        return [*found, ("vduse control path", "\n".join(left_out + lines[-_SHOWN:]))]
+
+    def close(self) -> None:
+        """Last device first. Whatever fails, the rest is closed too; then it is raised."""
+        try:
+            self._exits.close()
+        finally:
+            self._stacks.clear()  # their memory lives as long as they
+
+    def leaks(self) -> list[str]:
+        """After :meth:`close`: fds and threads that were not there before."""
+        return self._held.new()
+
+
+def _describe(stack: BlkStack) -> str:
+    """The counts of both sides, and how the device ended if it did."""
+    looks: dict[str, Callable[[], object]] = {
+        "driver": lambda: json.dumps(stack.disk.stats()),
+    }
+    if isinstance(stack.device, LocalDevice):
+        blk = stack.device.blk
+        looks |= {
+            "device ended": lambda: blk.ended,
+            "device stopped": lambda: blk.fault,
+            "device": lambda: json.dumps(blk.stats()),
+        }
+    lines = [str(stack.spec)]
+    for title, look in looks.items():
+        try:
+            value = look()
+        except Exception as error:  # a report must not fail: it says what could be seen
+            value = f"({type(error).__name__}: {error})"
+        if value is not None:
+            lines.append(f"{title}: {value}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """The package logs everything, for the handlers that pytest has; unless a level was set."""
+    logger = logging.getLogger("vduse")
+    level = logger.level
+    if level == logging.NOTSET:
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
