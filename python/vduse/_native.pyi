@@ -17,12 +17,14 @@ __all__ = [
     "ChainDataPath",
     "DataPath",
     "Domain",
+    "Faults",
     "KickRelay",
     "NbdExport",
     "Pool",
     "VqLine",
     "copy_baseline",
     "layer_delay",
+    "layer_error",
     "layer_read_only",
     "load_ours",
     "load_virtio_driver",
@@ -318,6 +320,32 @@ def layer_read_only(below: Backend) -> Backend:
 def layer_delay(below: Backend, pauses: dict[str, tuple[float, float]], seed: int = 0) -> Backend:
     """``pauses``: by operation, least and most seconds before it goes to the backend; what is
     left out does not wait. ValueError: an unknown operation, seconds out of range."""
+
+@final
+class Faults:
+    """The rules of error layers, for any number of them. The first rule that an operation fails
+    by counts it; later ones do not see it. Rates draw from one sequence by ``seed``."""
+
+    def __new__(cls, seed: int = 0) -> Self: ...
+    def add(
+        self,
+        ops: Sequence[str],
+        range: tuple[int, int] | None,
+        errno: int,
+        rate: float,
+        after: int,
+        count: int | None,
+    ) -> int:
+        """A rule for ``ops`` that touch a byte of ``range`` (offset, length): after the first
+        ``after`` of them, each fails with probability ``rate``, at most ``count``. Its number,
+        from 0. ValueError."""
+    def clear(self) -> None:
+        """No rules any more; numbers and hits stay."""
+    def hits(self) -> list[int]:
+        """How many operations each rule has failed, by number."""
+
+def layer_error(below: Backend, faults: Faults) -> Backend:
+    """Operations fail by the rules of ``faults``."""
 
 class DataPath:
     """All queues of one device, served by a pool: what is the same for every device type."""

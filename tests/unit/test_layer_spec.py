@@ -14,7 +14,7 @@ from vduse.backends.spec import open_backend
     ("layer", "message"),
     [
         ("readonly", "no such layer 'readonly', did you mean 'read-only'?"),
-        ("?", "no such layer '?'; there are read-only, delay"),
+        ("?", "no such layer '?'; there are read-only, delay, error"),
         ("delay,read", "delay,read: 'read' is not key=value"),
         ("delay,read=1s,read=2s", "delay,read=1s,read=2s: read is given twice"),
         ("delay,raed=1s", "delay: no such key 'raed', did you mean 'read'?"),
@@ -23,6 +23,14 @@ from vduse.backends.spec import open_backend
             "delay,read=10",
             "delay: read: '10' is not a time: use ns, us, ms, s or m, for example 10ms or 0.5s",
         ),
+        ("error,ops=read+wirte", "error: ops: no such operation 'wirte', did you mean 'write'?"),
+        ("error,errno=enospce", "error: errno: no such error 'enospce', did you mean 'ENOSPC'?"),
+        (
+            "error,rate=2",
+            "error: rate: '2' is not a share: use 0 to 1 or 0% to 100%, for example 0.1 or 10%",
+        ),
+        ("error,length=0", "error,length=0: a range of 0 bytes at 0: empty, or past 2^64"),
+        ("error,errno=5000", "error,errno=5000: 5000 is no errno"),
         ("delay,seed=x", "delay: seed: 'x' is not a whole number below 2^64"),
         (
             "delay,read=2s..1s",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from vduse import _native
 from vduse.backends import layers
 from vduse.backends.errors import BackendError
 from vduse.backends.options import did_you_mean, parse_options, split_options
-from vduse.control.units import parse_duration, parse_number
+from vduse.control.units import parse_duration, parse_number, parse_share, parse_size
 
-_OPS = ("read", "write", "flush", "discard", "write-zeroes")
+_OPS = tuple(op.replace("_", "-") for op in layers.OPS)
 _Apply: TypeAlias = Callable[..., _native.Backend]
 
 
@@ -69,11 +70,46 @@ def _pause(text: str) -> layers.Pause:
 def _delay(
     backend: _native.Backend, *, all: layers.Pause = 0, seed: int = 0, **pauses: layers.Pause
 ) -> _native.Backend:
-    each = {op.replace("-", "_"): all for op in _OPS} | pauses
-    return layers.delay(backend, seed=seed, **each)
+    return layers.delay(backend, seed=seed, **(dict.fromkeys(layers.OPS, all) | pauses))
+
+
+def _ops(text: str) -> tuple[layers.Op, ...]:
+    for word in text.split("+"):
+        if word not in _OPS:
+            hint = did_you_mean(word, _OPS) or f"; there are {', '.join(_OPS)}, joined by +"
+            raise ValueError(f"no such operation '{word}'{hint}")
+    return cast("tuple[layers.Op, ...]", tuple(text.replace("-", "_").split("+")))
+
+
+def _errno(text: str) -> int:
+    numbers = {name: number for number, name in errno.errorcode.items()}
+    number = parse_number(text) or numbers.get(text.upper())
+    if number is None:
+        hint = did_you_mean(text.upper(), numbers) or ", for example EIO or EOPNOTSUPP"
+        raise ValueError(f"no such error '{text}'{hint}")
+    return number
+
+
+def _error(backend: _native.Backend, *, seed: int = 0, **rule: Any) -> _native.Backend:
+    faults = layers.Faults(seed=seed)
+    faults.add(**rule)
+    return layers.error(backend, faults)
 
 
 _LAYERS = {
     "read-only": _Layer(layers.read_only, {}, spares_below=True),
     "delay": _Layer(_delay, {"all": _pause, **dict.fromkeys(_OPS, _pause), "seed": _number}),
+    "error": _Layer(
+        _error,
+        {
+            "errno": _errno,
+            "ops": _ops,
+            "offset": parse_size,
+            "length": parse_size,
+            "rate": parse_share,
+            "after": _number,
+            "count": _number,
+            "seed": _number,
+        },
+    ),
 }

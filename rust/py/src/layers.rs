@@ -3,10 +3,14 @@
 use crate::device::Backend;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use vduse_device::layers::{Delay, Layer, Layered, OpKind, Pause, ReadOnly};
+use vduse_device::layers::{
+    Delay, ErrorLayer, Layer, Layered, OpKind, OpKinds, Pause, ReadOnly, Rule, RuleId,
+};
+use vduse_device::{Extent, Length, Offset};
 
 /// `layer` on `below`.
 fn on(below: &Bound<'_, Backend>, layer: impl Layer + 'static) -> PyResult<Backend> {
@@ -40,6 +44,78 @@ fn layer_delay(
     on(below, Delay::new(each, seed))
 }
 
+/// Rules of the error layer; see `_native.pyi`.
+#[pyclass(frozen, module = "vduse._native")]
+struct Faults(Arc<vduse_device::layers::Faults>);
+
+#[pymethods]
+impl Faults {
+    #[new]
+    #[pyo3(signature = (seed = 0))]
+    fn new(seed: u64) -> Faults {
+        Faults(Arc::new(vduse_device::layers::Faults::new(seed)))
+    }
+
+    #[allow(clippy::too_many_arguments)] // as many as a rule has
+    fn add(
+        &self,
+        ops: Vec<String>,
+        range: Option<(u64, u64)>,
+        errno: i32,
+        rate: f64,
+        after: u64,
+        count: Option<u64>,
+    ) -> PyResult<RuleId> {
+        let kinds = ops.iter().map(|name| kind(name));
+        let rule = Rule {
+            kinds: kinds.collect::<PyResult<OpKinds>>()?,
+            range: range.map(extent).transpose()?,
+            errno: parse_errno(errno)?,
+            after,
+            rate: share(rate)?,
+            count,
+        };
+        Ok(self.0.add(rule))
+    }
+
+    fn clear(&self) {
+        self.0.clear();
+    }
+
+    fn hits(&self) -> Vec<u64> {
+        self.0.hits()
+    }
+}
+
+#[pyfunction]
+fn layer_error(below: &Bound<'_, Backend>, faults: &Faults) -> PyResult<Backend> {
+    on(below, ErrorLayer::new(faults.0.clone()))
+}
+
+fn extent((offset, length): (u64, u64)) -> PyResult<Extent> {
+    match Extent::new(Offset(offset), Length(length)) {
+        Some(extent) if !extent.is_empty() => Ok(extent),
+        _ => Err(PyValueError::new_err(format!(
+            "a range of {length} bytes at {offset}: empty, or past 2^64"
+        ))),
+    }
+}
+
+fn parse_errno(number: i32) -> PyResult<Errno> {
+    if !(1..4096).contains(&number) {
+        return Err(PyValueError::new_err(format!("{number} is no errno")));
+    }
+    Ok(Errno::from_raw_os_error(number))
+}
+
+fn share(rate: f64) -> PyResult<f64> {
+    if !(0.0..=1.0).contains(&rate) {
+        let words = format!("a rate of {rate}: not between 0 and 1");
+        return Err(PyValueError::new_err(words));
+    }
+    Ok(rate)
+}
+
 fn kind(name: &str) -> PyResult<OpKind> {
     OpKind::parse(name).ok_or_else(|| {
         let names = OpKind::ALL.map(OpKind::name).join(", ");
@@ -60,6 +136,8 @@ fn seconds(value: f64) -> PyResult<Duration> {
 
 /// Adds the layers to the module.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<Faults>()?;
+    m.add_function(wrap_pyfunction!(layer_error, m)?)?;
     m.add_function(wrap_pyfunction!(layer_read_only, m)?)?;
     m.add_function(wrap_pyfunction!(layer_delay, m)?)
 }

@@ -1,5 +1,6 @@
 //! Kinds of operations, for layers that treat them differently.
 
+use crate::Extent;
 use crate::backend::Op;
 
 /// What an operation does.
@@ -60,6 +61,9 @@ impl OpKind {
 pub struct OpKinds(u8);
 
 impl OpKinds {
+    /// Every kind.
+    pub const ALL: OpKinds = OpKinds((1 << OpKind::ALL.len()) - 1);
+
     /// Whether `kind` is one of them.
     pub fn contains(self, kind: OpKind) -> bool {
         self.0 & 1 << kind as u8 != 0
@@ -69,5 +73,15 @@ impl OpKinds {
 impl FromIterator<OpKind> for OpKinds {
     fn from_iter<I: IntoIterator<Item = OpKind>>(kinds: I) -> OpKinds {
         OpKinds(kinds.into_iter().fold(0, |set, kind| set | 1 << kind as u8))
+    }
+}
+/// Where an operation works; `None` for a flush.
+pub(super) fn extent_of(op: &Op) -> Option<Extent> {
+    match op {
+        Op::Read { extent, .. }
+        | Op::Write { extent, .. }
+        | Op::Discard { extent }
+        | Op::WriteZeroes { extent, .. } => Some(*extent),
+        Op::Flush => None,
     }
 }

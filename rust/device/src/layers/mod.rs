@@ -5,6 +5,7 @@
 //! [`Engine::expire`]; it never completes anything by itself through the completer.
 
 mod delay;
+mod error;
 mod held;
 mod kinds;
 mod random;
@@ -13,6 +14,7 @@ mod read_only;
 mod testing;
 
 pub use delay::{Delay, Pause};
+pub use error::{ErrorLayer, Faults, Rule, RuleId};
 pub use kinds::{OpKind, OpKinds};
 pub use read_only::ReadOnly;
 
