@@ -7,13 +7,15 @@ import shlex
 import pytest
 
 from vduse.daemon import cli
-from vduse.daemon.commands import TABLE, DemoOptions, DoctorOptions
+from vduse.daemon.commands import TABLE, BlkOptions, DemoOptions, DoctorOptions
+from vduse.daemon.errors import UserError
 from vduse.daemon.main import main
 
 
 def test_defaults_are_those_of_the_options() -> None:
     assert cli.parse(TABLE, ["demo"]).options == DemoOptions()
     assert cli.parse(TABLE, ["doctor"]).options == DoctorOptions()
+    assert cli.parse(TABLE, ["blk"]).options == BlkOptions()
 
 
 def test_every_option_of_the_demo() -> None:
@@ -30,6 +32,32 @@ def test_every_option_of_the_demo() -> None:
         keep=True,
     )
     assert (invocation.json, invocation.verbosity) == (True, 2)
+
+
+def test_every_option_of_blk() -> None:
+    line = (
+        "blk --layer delay,read=1ms null --size 4k --name d --queues 2 --queue-size 8 --packed "
+        "--read-only --direct --layer read-only --nbd s.sock --nbd-mode 660"
+    )
+    assert cli.parse(TABLE, line.split()).options == BlkOptions(
+        backend="null",
+        size=4096,
+        name="d",
+        queues=2,
+        queue_size=8,
+        packed=True,
+        read_only=True,
+        direct=True,
+        layer=("delay,read=1ms", "read-only"),
+        nbd="s.sock",
+        nbd_mode=0o660,
+    )
+
+
+@pytest.mark.parametrize("mode", ["", "rw", "8", "1000", "-1", "0x1ff"])
+def test_file_mode_that_is_none(mode: str) -> None:
+    with pytest.raises(UserError, match=f"'{mode}' is not a file mode: use 0600 to 0777"):
+        cli.parse(TABLE, ["blk", f"--nbd-mode={mode}"])
 
 
 @pytest.mark.parametrize("command", TABLE, ids=lambda c: c.name)

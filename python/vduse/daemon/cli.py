@@ -51,6 +51,7 @@ def parse(table: Table, argv: Sequence[str]) -> Invocation:
         parser.error(f"unknown {what} '{unknown[0]}'{hint}")
     given = vars(values)
     json, verbosity = given.pop("json"), given.pop("verbose")
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     return Invocation(command, command.options(**given), json, verbosity)
 
 
@@ -96,7 +97,13 @@ def _add(parser: argparse.ArgumentParser, name: str, param: Param, default: Any)
             name, nargs="?", default=default, type=parse, metavar=param.metavar, help=param.help
         )
         return
-    text = f"{param.help} (default: {param.shown_default})"
+    if param.kind == "repeatable":
+        parser.add_argument(
+            flag, action="append", default=[], type=parse, metavar=param.metavar, help=param.help
+        )
+        return
+    shown = "" if param.shown_default is None else f" (default: {param.shown_default})"
+    text = param.help + shown
     parser.add_argument(flag, default=default, type=parse, metavar=param.metavar, help=text)
 
 

@@ -7,9 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vduse.control.units import parse_number, parse_size
-from vduse.daemon.table import Command, Context, argument, flag, option
+from vduse.daemon.table import (
+    Command,
+    Context,
+    argument,
+    flag,
+    option,
+    optional,
+    repeatable,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from vduse.daemon.blk.facts import Facts as BlkFacts
     from vduse.daemon.demo.report import Report
     from vduse.daemon.doctor import Diagnosis
 
@@ -31,6 +42,48 @@ def _power_of_two(low: int, high: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise ValueError(f"'{text}' is not a file mode: use 0600 to 0777, for example 0660")
+    return mode
+
+
+@dataclass(frozen=True)
+class BlkOptions:
+    """Options of ``vduse blk``."""
+
+    backend: str | None = argument(
+        "what stores the bytes: a disk image, null, memory, or python:MODULE:CLASS",
+        metavar="IMAGE",
+    )
+    size: int | None = optional(
+        "size of null, memory, and of Python backends that have none of their own",
+        metavar="SIZE",
+        parse=parse_size,
+    )
+    name: str = option("disk0", "name of the device, and of the export", metavar="N")
+    queues: int = option("1", "virtqueues", metavar="N", parse=_whole(1, 64))
+    queue_size: int = option(
+        "256", "entries of a virtqueue", metavar="N", parse=_power_of_two(4, 32768)
+    )
+    packed: bool = flag("packed virtqueues instead of split ones")
+    read_only: bool = flag("offer the disk read-only")
+    direct: bool = flag("bypass the page cache (O_DIRECT)")
+    layer: tuple[str, ...] = repeatable(
+        "a layer on the backend, as in throttle,iops=1000; each goes on the one before "
+        "(docs/layers.md)",
+        metavar="NAME,KEY=VALUE",
+    )
+    nbd: str | None = optional("serve NBD at this unix socket", metavar="SOCKET")
+    nbd_mode: int = option(
+        "0600", "who may connect: mode of the socket", metavar="MODE", parse=_mode
+    )
 
 
 @dataclass(frozen=True)
@@ -63,6 +116,18 @@ class DoctorOptions:
     """Options of ``vduse doctor``: none."""
 
 
+def _blk(options: BlkOptions, context: Context) -> Generator[BlkFacts]:
+    from vduse.daemon.blk import serve
+
+    return serve(options, context)
+
+
+def _show_blk(facts: BlkFacts, context: Context) -> None:
+    from vduse.daemon.blk.facts import show
+
+    show(facts, context)
+
+
 def _demo(options: DemoOptions, context: Context) -> Report:
     from vduse.daemon.demo import run
 
@@ -88,6 +153,28 @@ def _show_doctor(diagnosis: Diagnosis, context: Context) -> None:
 
 
 TABLE: tuple[Command[Any, Any], ...] = (
+    Command(
+        name="blk",
+        help="Serve a disk over NBD, until stopped",
+        description=(
+            "Serves a virtio-blk device through the embedded framework and virtio_vdpa to NBD\n"
+            "clients, until SIGINT or SIGTERM (a second one ends it at once). SIGUSR1 prints the\n"
+            "statistics as one line of JSON. Exit code 1 if the device broke."
+        ),
+        examples=(
+            ("vduse blk disk.img --nbd disk.sock", "an image at a socket"),
+            ("vduse blk memory --size 1G --queues 4 --nbd ram.sock", "a RAM disk"),
+            ("vduse blk disk.img --read-only --nbd disk.sock --nbd-mode 0666", "for all to read"),
+            (
+                "vduse blk disk.img --layer throttle,iops=1000 --nbd disk.sock --json",
+                "a slow one, facts as lines of JSON",
+            ),
+        ),
+        options=BlkOptions,
+        run=_blk,
+        show=_show_blk,
+        exit_code=lambda facts: int(facts.broken),
+    ),
     Command(
         name="demo",
         help="Real I/O on a file system image, through the whole stack",

@@ -9,8 +9,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
 
 from rich.console import Console
 
@@ -60,13 +61,22 @@ def _run(arguments: Sequence[str]) -> int:
     context = Context(Console(highlight=False), Console(stderr=True, highlight=False), stopper)
     command = invocation.command
     with stopper.installed():
-        facts = command.run(invocation.options, context)
-        if invocation.json:
-            _print(json.dumps(dataclasses.asdict(facts), indent=2) + "\n")
+        latest = command.run(invocation.options, context)
+        if isinstance(latest, Generator):
+            with closing(latest) as facts:
+                for latest in facts:
+                    _show(latest, invocation, context, indent=None)
         else:
-            with _output():
-                command.show(facts, context)
-    return command.exit_code(facts)
+            _show(latest, invocation, context, indent=2)
+    return command.exit_code(latest)
+
+
+def _show(facts: Any, invocation: cli.Invocation, context: Context, indent: int | None) -> None:
+    if invocation.json:
+        _print(json.dumps(dataclasses.asdict(facts), indent=indent) + "\n")
+    else:
+        with _output():
+            invocation.command.show(facts, context)
 
 
 def _print(text: str) -> None:

@@ -59,6 +59,11 @@ class Stopper:
             # Raised once at most, so nothing can interrupt what follows.
             self._holds = holds
 
+    def let_go(self) -> None:
+        """From here on a signal ends the process at once, as the system does it."""
+        for signum in _SIGNALS:
+            signal.signal(signum, signal.SIG_DFL)
+
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if self._pending is None:
             self._pending = signum

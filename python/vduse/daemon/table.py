@@ -7,7 +7,7 @@ which ``--json`` prints as they are and ``show`` prints for people.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -35,11 +35,11 @@ class Param:
     """How one option is given. ``parse`` turns its text into the field's value; its ValueError
     is shown to the person as it is."""
 
-    kind: Literal["argument", "option", "flag"]
+    kind: Literal["argument", "option", "flag", "repeatable"]
     help: str
     parse: Callable[[str], Any] = str
     metavar: str | None = None
-    #: The default as the help shows it.
+    #: The default as the help shows it; None: there is none.
     shown_default: str | None = None
 
 
@@ -54,6 +54,20 @@ def option(default: str, help: str, *, metavar: str, parse: Callable[[str], Any]
     """``--name VALUE``; the default is given as a person would type it."""
     param = Param("option", help, parse, metavar, default)
     return dataclasses.field(default=parse(default), metadata={"param": param})
+
+
+def optional(help: str, *, metavar: str, parse: Callable[[str], Any] = str) -> Any:
+    """``--name VALUE``, without a default; the field is None where it is not given."""
+    return dataclasses.field(
+        default=None, metadata={"param": Param("option", help, parse, metavar)}
+    )
+
+
+def repeatable(help: str, *, metavar: str, parse: Callable[[str], Any] = str) -> Any:
+    """``--name VALUE``, any number of times; the field is a tuple in the order given."""
+    return dataclasses.field(
+        default=(), metadata={"param": Param("repeatable", help, parse, metavar)}
+    )
 
 
 def flag(help: str) -> Any:
@@ -72,7 +86,9 @@ class Command(Generic[Options, Facts]):
     #: Command lines and what each is for.
     examples: tuple[tuple[str, str], ...]
     options: type[Options]
-    run: Callable[[Options, Context], Facts]
+    #: Facts, or a generator of those there are one after another: each is printed as it
+    #: comes, as JSON in a line of its own; the last one counts for the exit code.
+    run: Callable[[Options, Context], Facts | Generator[Facts]]
     show: Callable[[Facts, Context], None]
     exit_code: Callable[[Facts], int] = lambda facts: 0
 

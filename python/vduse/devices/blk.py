@@ -180,6 +180,21 @@ class BlkDevice:
         return self._device.name
 
     @property
+    def backend(self) -> _native.Backend:
+        """What stores its bytes."""
+        return self._backend
+
+    @property
+    def pool(self) -> _native.Pool:
+        """The workers that serve it."""
+        return self._pool or shared_pool()
+
+    @property
+    def first_worker(self) -> int:
+        """That of virtqueue 0; see :attr:`_native.DataPath.first_worker`. 0 before the start."""
+        return self._data_path.first_worker if self._data_path is not None else 0
+
+    @property
     def ended(self) -> str | None:
         """Why the device answers nothing more; None while it does."""
         return self._device.ended
@@ -223,7 +238,8 @@ class BlkDevice:
             self._device.destroy()
 
     def _make_data_path(self, resolver: _native.CallSocket) -> _native.BlkDataPath:
-        pool = self._pool or shared_pool()
         limits = data_path_limits(self._config, read_only=self._read_only)
-        self._data_path = _native.BlkDataPath(pool, self._backend, resolver, limits, self._serial)
+        self._data_path = _native.BlkDataPath(
+            self.pool, self._backend, resolver, limits, self._serial
+        )
         return self._data_path

@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from vduse import _native
-from vduse.backends.spec import open_backend
 from vduse.bus.disk import Disk
 from vduse.bus.driver import Driver
 from vduse.channel.embedded import inherited
 from vduse.channel.tap import Tap
 from vduse.devices.blk import BlkDevice
+from vduse.devices.local import local_blk
 from vduse.framework.framework import DEFAULT_BOUNCE_SIZE, DEFAULT_MSG_TIMEOUT, Framework
 from vduse.framework.vdpa_device import VdpaDevice
 from vduse.testing.closing import Closing
@@ -63,30 +63,24 @@ class LocalDevice:
 
     def __init__(self, framework: Framework, spec: BlkSpec) -> None:
         with ExitStack() as undo:
-            backend = spec.backend
-            if isinstance(backend, str):
-                backend = open_backend(
-                    backend,
-                    size=spec.size,
-                    read_only=spec.read_only,
-                    direct=spec.direct,
-                    layers=spec.layers,
-                )
-                undo.callback(backend.close)
             control = inherited(framework.control())
             undo.callback(control.close)
             #: The device itself.
-            self.blk = BlkDevice(
-                spec.name,
-                backend,
-                queues=spec.queues,
-                queue_size=spec.queue_size,
-                packed=spec.packed,
-                read_only=spec.read_only,
-                serial=spec.serial,
+            self.blk = undo.enter_context(
+                local_blk(
+                    control,
+                    spec.name,
+                    spec.backend,
+                    size=spec.size,
+                    direct=spec.direct,
+                    layers=spec.layers,
+                    queues=spec.queues,
+                    queue_size=spec.queue_size,
+                    packed=spec.packed,
+                    read_only=spec.read_only,
+                    serial=spec.serial,
+                )
             )
-            self.blk.start(control)
-            undo.callback(self.blk.close)
             self._exits = undo.pop_all()
 
     @property

@@ -6,14 +6,12 @@ from __future__ import annotations
 import errno
 import io
 import os
-import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vduse import _native
 from vduse.backends.errors import BackendError
-from vduse.backends.spec import open_backend
 from vduse.bus.disk import Disk
 from vduse.bus.errors import VdpaError
 from vduse.channel.embedded import EmbeddedControl
@@ -21,7 +19,8 @@ from vduse.daemon.commands import DemoOptions
 from vduse.daemon.demo.counts import Counts
 from vduse.daemon.demo.report import Bounce, DeviceFacts
 from vduse.daemon.errors import UserError, image_error
-from vduse.devices.blk import BlkDevice
+from vduse.daemon.limits import check_open_files
+from vduse.devices.local import local_blk
 from vduse.framework import Framework
 
 #: Bytes of one write-zeroes request.
@@ -62,7 +61,7 @@ class Stack:
 
     def __init__(self, options: DemoOptions) -> None:
         """UserError: the process may not open enough files."""
-        _check_open_files(_FDS + _FDS_PER_QUEUE * options.queues)
+        check_open_files(_FDS + _FDS_PER_QUEUE * options.queues)
         self._options = options
         self._counts = Counts()
         self._exits = ExitStack()
@@ -79,30 +78,30 @@ class Stack:
         """A device on the image, bound to virtio_vdpa; at the end its bounce pages are
         reclaimed, the device is removed, the image flushed and closed, and ``facts`` is set."""
         options = self._options
-        try:
-            backend = open_backend(f"file:{image}", read_only=read_only, direct=options.direct)
-        except BackendError as error:
-            raise UserError(str(error)) from None
         with storage_of(image), ExitStack() as exits:
-            exits.callback(backend.close)
-            device = BlkDevice(
-                name,
-                backend,
-                queues=options.queues,
-                queue_size=options.queue_size,
-                packed=options.packed,
-                read_only=read_only,
-            )
-            device.start(self._control)
-            exits.callback(self._control.destroy_dev, name)
-            exits.callback(device.close)
+            try:
+                device = exits.enter_context(
+                    local_blk(
+                        self._control,
+                        name,
+                        f"file:{image}",
+                        direct=options.direct,
+                        queues=options.queues,
+                        queue_size=options.queue_size,
+                        packed=options.packed,
+                        read_only=read_only,
+                        destroy=True,
+                    )
+                )
+            except BackendError as error:
+                raise UserError(str(error)) from None
             vdpa = self._framework.dev_add(name)
             exits.callback(self._framework.dev_del, name)
             attached = Attached(self._framework.disk(name))
             yield attached
             bounce = _reclaim(vdpa.domain)
             stats = attached.disk.stats()
-            size, engine = attached.disk.size, backend.engine
+            size, engine = attached.disk.size, device.backend.engine
         attached.facts = DeviceFacts(
             name=name,
             image=str(image),
@@ -121,13 +120,6 @@ class Stack:
             irqs=stats["irqs"],
             bounce=bounce,
         )
-
-
-def _check_open_files(needed: int) -> None:
-    """Before anything is made: a device that runs out of fds half-way is a broken one."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        raise UserError(f"{soft} open files are allowed, {needed} are needed: ulimit -n {needed}")
 
 
 @contextmanager

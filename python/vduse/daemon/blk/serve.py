@@ -1,0 +1,84 @@
+"""From the command's options to the last fact."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from time import monotonic
+from types import FrameType
+
+from vduse.daemon.blk.facts import Counted, Ended, Facts
+from vduse.daemon.blk.service import Service
+from vduse.daemon.commands import BlkOptions
+from vduse.daemon.errors import Stopped, UserError
+from vduse.daemon.limits import check_open_files
+from vduse.daemon.signals import Stopper
+from vduse.daemon.table import Context
+
+#: Fds of the process and some clients, and of each virtqueue, both sides together, rounded up.
+_FDS = 128
+_FDS_PER_QUEUE = 9
+#: Seconds between two looks at the device.
+_LOOK = 1.0
+#: Backends that are as large as one likes.
+_SIZED = ("null", "memory")
+
+
+def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
+    """Serving once it can be reached, Counted at each SIGUSR1, Ended at the end. UserError: what
+    the person can put right."""
+    backend, path = options.backend, options.nbd
+    if backend is None:
+        raise UserError("name what stores the bytes: an image, null, memory, python:MODULE:CLASS")
+    if path is None:
+        raise UserError("say where to serve: --nbd SOCKET")
+    if backend in _SIZED and options.size is None:
+        raise UserError(f"{backend}: needs a size: --size 1G")
+    check_open_files(_FDS + _FDS_PER_QUEUE * options.queues)
+    with _requests() as requests, context.stopper.held():
+        service = Service(options, backend, path)
+        begin = monotonic()
+        try:
+            yield service.facts()
+            while (reason := _wait(service, requests, context.stopper)) is None:
+                yield Counted("statistics", service.statistics())
+        except BaseException:
+            service.close()
+            raise
+        broken = service.broken() is not None
+        statistics, seconds = service.statistics(), monotonic() - begin
+        if (failure := service.close()) is not None and not broken:
+            reason, broken = failure, True
+        yield Ended("ended", options.name, reason, broken, seconds, statistics)
+
+
+def _wait(service: Service, requests: SimpleQueue[None], stopper: Stopper) -> str | None:
+    """Until SIGUSR1: None; or until the end: the signal's name, or what broke."""
+    while (reason := service.broken()) is None:
+        try:
+            with stopper.released():
+                requests.get(timeout=_LOOK)
+            return None
+        except Empty:
+            continue
+        except Stopped as stopped:
+            stopper.let_go()  # who asks twice does not want to wait
+            return signal.Signals(stopped.exit_code - 128).name
+    return reason
+
+
+@contextmanager
+def _requests() -> Iterator[SimpleQueue[None]]:
+    """Gets an item at each SIGUSR1."""
+    requests: SimpleQueue[None] = SimpleQueue()
+
+    def ask(_signum: int, _frame: FrameType | None) -> None:
+        requests.put(None)
+
+    former = signal.signal(signal.SIGUSR1, ask)
+    try:
+        yield requests
+    finally:
+        signal.signal(signal.SIGUSR1, former)

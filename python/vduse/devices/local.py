@@ -1,0 +1,63 @@
+"""A block device in this process, from its backend's name to its last flush."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from vduse import _native
+from vduse.backends.spec import open_backend
+from vduse.channel.base import ControlPort
+from vduse.device.device import DRAIN_TIMEOUT
+from vduse.devices.blk import BlkDevice
+
+
+@contextmanager
+def local_blk(
+    control: ControlPort,
+    name: str,
+    backend: str | _native.Backend,
+    *,
+    size: int | None = None,
+    direct: bool = False,
+    layers: Sequence[str] = (),
+    queues: int = 1,
+    queue_size: int = 128,
+    packed: bool = False,
+    read_only: bool = False,
+    serial: str = "",
+    drain_timeout: float = DRAIN_TIMEOUT,
+    destroy: bool = False,
+) -> Iterator[BlkDevice]:
+    """A device that is started; at the end it drains, is destroyed if ``destroy``, and its backend
+    is flushed and closed. A backend that is open already stays the caller's; ``size``, ``direct``
+    and ``layers`` are not for it.
+
+    BackendError and what :func:`~vduse.backends.spec.open_backend` takes; ValueError, OSError and
+    what :class:`~vduse.devices.blk.BlkDevice` takes. A backend in Python has a worker of its own:
+    a slow one keeps no other device waiting."""
+    with ExitStack() as exits:
+        opened = backend
+        if isinstance(opened, str):
+            opened = open_backend(
+                opened, size=size, read_only=read_only, direct=direct, layers=layers
+            )
+            exits.callback(opened.close)
+        pool = None
+        if opened.engine == "python":
+            pool = _native.Pool(1)
+            exits.callback(pool.close)
+        device = BlkDevice(
+            name,
+            opened,
+            queues=queues,
+            queue_size=queue_size,
+            packed=packed,
+            read_only=read_only,
+            serial=serial,
+            drain_timeout=drain_timeout,
+            pool=pool,
+        )
+        device.start(control)
+        exits.callback(device.close, destroy=destroy)
+        yield device
