@@ -3,6 +3,7 @@
 use crate::backend::{Connection, Notice, Observer};
 use crate::blk::{Disk, DiskProvider};
 use crate::chains::{ChainProvider, Handler};
+use crate::command::{Command, Done};
 use crate::events::{Event, Events};
 use crate::handle::{Handle, Outcome};
 use crate::irq::Irq;
@@ -11,7 +12,6 @@ use crate::pool::{Pool, Shared as SharedPool};
 use crate::queue::NewQueue;
 use crate::service::Provider;
 use crate::stats::{Counters, Stats};
-use crate::worker::{Command, Done};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -145,6 +145,7 @@ impl State {
 pub struct DataPath {
     device: Arc<Device>,
     pool: Arc<SharedPool>,
+    first_worker: usize,
     resolver: Arc<dyn Resolver>,
     state: Mutex<State>,
 }
@@ -174,9 +175,11 @@ impl DataPath {
         });
         let observer: Weak<Device> = Arc::downgrade(&device);
         device.provider.observe(observer);
+        let pool = pool.shared();
         Ok(DataPath {
             device,
-            pool: pool.shared(),
+            first_worker: pool.reserve(),
+            pool,
             state: Mutex::new(State {
                 iotlb: Iotlb::new(hookup.resolver.clone()),
                 queues: BTreeMap::new(),
@@ -188,11 +191,18 @@ impl DataPath {
         })
     }
 
+    /// The worker that serves queue 0; queue n is on the n-th after it, and on from the first
+    /// after the last.
+    pub fn first_worker(&self) -> usize {
+        self.first_worker
+    }
+
     /// Starts a queue, and looks at its ring at once: kicks may have been lost. Maps the ring
     /// areas on the calling thread, which may ask the resolver. A reset or close meanwhile
     /// makes it fail.
     pub fn start_queue(&self, index: u32, setup: QueueSetup) -> Result<(), StartError> {
-        let handle = Arc::new(Handle::new(self.pool.least_loaded()));
+        let worker = (self.first_worker + index as usize) % self.pool.workers();
+        let handle = Arc::new(Handle::new(worker));
         let (iotlb, counters) = {
             let mut state = self.lock();
             state.check_open()?;
@@ -408,6 +418,7 @@ impl DataPath {
 
 impl Drop for DataPath {
     fn drop(&mut self) {
+        self.pool.release(self.first_worker);
         let device = self.device.id;
         for worker in 0..self.pool.workers() {
             self.pool

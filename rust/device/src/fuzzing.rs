@@ -88,7 +88,7 @@ impl Disk {
         let state = QueueState::initial(layout.packed);
         let backend = Memory::new(SECTORS * 512).expect("a small disk");
         let local = Local {
-            completer: Completer::new(Mailbox::new().expect("eventfd")),
+            completer: Completer::new(Mailbox::new()),
             uring: RefCell::new(None),
         };
         let discards = if has(config::NO_DISCARD) { 0 } else { DISCARDS };

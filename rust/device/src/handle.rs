@@ -13,7 +13,7 @@ const NOT_STARTED: u64 = u64::MAX;
 
 /// Names one run of one queue on its worker: a small key, and a count that tells its runs
 /// apart, so that a completion for an abandoned request finds nobody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct QueueId(u64);
 
 impl QueueId {

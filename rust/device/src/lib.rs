@@ -9,6 +9,7 @@ pub mod backend;
 mod blk;
 mod buffer;
 pub mod chains;
+mod command;
 mod datapath;
 mod events;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -20,6 +21,7 @@ mod live;
 mod mailbox;
 mod pool;
 mod queue;
+mod queues;
 mod service;
 mod slab;
 mod stats;
@@ -29,7 +31,6 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod units;
-mod worker;
 
 pub use blk::{Disk, Limits};
 pub use buffer::Buffer;

@@ -1,76 +1,82 @@
-//! How other threads reach a worker: commands and completions, and an eventfd that wakes it.
+//! How other threads reach a worker's queues: commands and completions, and a bell that tells
+//! the worker of them.
 
 use crate::backend::Completion;
-use crate::worker::Command;
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::command::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What waits for a worker.
 #[derive(Default)]
 pub(crate) struct Mail {
     pub(crate) commands: Vec<Command>,
     pub(crate) completions: Vec<Completion>,
+    /// Deadlines of engines may be others now.
+    pub(crate) has_new_deadlines: bool,
 }
 
-/// One worker's letter box.
+type Bell = Box<dyn Fn() + Send + Sync>;
+
+/// The letter box of one worker's queues.
 pub(crate) struct Mailbox {
-    /// `None` once the worker has ended: letters are dropped.
+    /// `None` once the queues have ended: letters are dropped.
     mail: Mutex<Option<Mail>>,
-    wake: OwnedFd,
+    /// Something is in it. Looked at without the lock; true whenever mail was left and not taken.
+    has_mail: AtomicBool,
+    /// Rung after every letter into an empty box. Who sets it looks into the box afterwards.
+    bell: OnceLock<Bell>,
 }
 
 impl Mailbox {
-    pub(crate) fn new() -> Result<Arc<Mailbox>, Errno> {
-        Ok(Arc::new(Mailbox {
+    pub(crate) fn new() -> Arc<Mailbox> {
+        Arc::new(Mailbox {
             mail: Mutex::new(Some(Mail::default())),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        }))
+            has_mail: AtomicBool::new(false),
+            bell: OnceLock::new(),
+        })
+    }
+
+    /// Who is told of letters; only the first counts.
+    pub(crate) fn set_bell(&self, bell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.bell.set(Box::new(bell));
     }
 
     pub(crate) fn send(&self, command: Command) {
         self.put(|mail| mail.commands.push(command));
     }
 
+    /// Whether there is something to take.
+    pub(crate) fn has_mail(&self) -> bool {
+        self.has_mail.load(Ordering::Relaxed)
+    }
+
     /// Takes everything; `into` is empty and lends its memory.
     pub(crate) fn take(&self, into: &mut Mail) {
         if let Some(mail) = &mut *self.lock() {
+            self.has_mail.store(false, Ordering::Relaxed);
             std::mem::swap(mail, into);
         }
     }
 
-    /// The worker has ended.
+    /// The queues have ended.
     pub(crate) fn close(&self) {
         let rest = self.lock().take();
         // Not under the lock: what is dropped may own anything.
         drop(rest);
     }
 
-    /// Readable after every letter into an empty box. Never read: the worker watches for
-    /// edges.
-    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
-    }
-
     fn put(&self, add: impl FnOnce(&mut Mail)) {
-        let was_empty = {
+        let had_mail = {
             let mut mail = self.lock();
             let Some(mail) = &mut *mail else {
                 return;
             };
-            let was_empty = mail.commands.is_empty() && mail.completions.is_empty();
             add(mail);
-            was_empty
+            self.has_mail.swap(true, Ordering::Relaxed)
         };
-        if was_empty {
-            self.wake();
+        if !had_mail && let Some(bell) = self.bell.get() {
+            bell();
         }
-    }
-
-    fn wake(&self) {
-        // A full counter (2^64 letters) still wakes: nothing to handle.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Mail>> {
@@ -89,7 +95,7 @@ impl Completer {
 
     /// Wakes the worker: an engine's deadline may be another one now.
     pub fn wake(&self) {
-        self.0.wake();
+        self.0.put(|mail| mail.has_new_deadlines = true);
     }
 
     /// Delivers a completion; the worker is woken.

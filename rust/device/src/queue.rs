@@ -2,16 +2,17 @@
 //! publishes once a batch, sends at most one irq a batch.
 
 use crate::backend::{self, Completion, Local};
+use crate::command::Done;
 use crate::datapath::Device;
 use crate::handle::{Handle, Outcome, QueueId};
 use crate::irq::Irq;
 use crate::live::{Live, Stop};
 use crate::service::{Intake, Service};
 use crate::stats::{Counters, Stats};
-use crate::worker::Done;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 use vduse_ring::Chain;
 
 /// A queue on its way to its worker.
@@ -38,13 +39,15 @@ impl NewQueue {
     }
 }
 
-/// What a turn has left to do.
+/// What a look at a hot queue shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// Nothing until the next kick.
-    Idle,
-    /// Chains wait: another turn, after the other queues.
-    More,
+pub(crate) enum Look {
+    /// A turn is due.
+    Work,
+    /// Nothing yet.
+    Nothing,
+    /// Nothing will come any more.
+    Never,
 }
 
 /// A queue on its worker.
@@ -61,8 +64,15 @@ pub(crate) struct Queue {
     handle: Arc<Handle>,
     batch: Stats,
     is_draining: bool,
-    /// In the worker's list of queues with work.
-    pub(crate) is_queued: bool,
+    /// In the worker's list of hot queues.
+    pub(crate) is_hot: bool,
+    /// Looks without work while other queues had some.
+    pub(crate) vain: u32,
+    /// As the worker knows it, of the service.
+    pub(crate) deadline: Option<Instant>,
+    /// It was kicked, drains or is new: a turn is due whatever the ring looks like from where
+    /// it was.
+    must_turn: bool,
     /// Who waits for the end of a queue that was given up.
     waiters: Vec<Done>,
 }
@@ -81,7 +91,10 @@ impl Queue {
             handle: new.handle,
             batch: Stats::default(),
             is_draining: false,
-            is_queued: false,
+            is_hot: false,
+            vain: 0,
+            deadline: None,
+            must_turn: true,
             waiters: Vec::new(),
         }
     }
@@ -92,33 +105,78 @@ impl Queue {
 
     pub(crate) fn kicked(&mut self) {
         self.batch.kicks += 1;
+        self.must_turn = true;
     }
 
-    /// Takes one batch of chains.
-    pub(crate) fn turn(&mut self, chain: &mut Chain) -> Result<Turn, Stop> {
-        let turn = self.take_batch(chain);
+    /// Looks at the ring, and touches nothing: a ring that is not used need not be mapped any
+    /// more, so what it looks like is seen from where it was at the last turn.
+    pub(crate) fn look(&self) -> Look {
+        let Some(live) = &self.live else {
+            return Look::Never;
+        };
+        if self.must_turn {
+            return Look::Work;
+        }
+        // A drain takes what a predecessor had in flight, and nothing else.
+        match self.is_draining {
+            true if live.ring.recovered() == 0 => Look::Never,
+            _ if live.ring.has_available() => Look::Work,
+            _ => Look::Nothing,
+        }
+    }
+
+    /// Takes one batch of chains, with kicks suppressed; whether there were any.
+    pub(crate) fn turn(&mut self, chain: &mut Chain) -> Result<bool, Stop> {
+        self.must_turn = false;
+        let taken = self.take_batch(chain);
         if let Some(live) = &self.live {
             // What was read where memory was taken away means nothing, an error included.
             live.check_poison()?;
         }
-        turn
+        taken
     }
 
-    fn take_batch(&mut self, chain: &mut Chain) -> Result<Turn, Stop> {
+    fn take_batch(&mut self, chain: &mut Chain) -> Result<bool, Stop> {
         let Some(live) = &mut self.live else {
-            return Ok(Turn::Idle);
+            return Ok(false);
         };
         live.refresh()?;
-        live.ring.suppress_kicks();
+        if !self.is_draining {
+            live.ring.suppress_kicks();
+        }
         let mut intake = Intake::new(live, &mut self.batch, chain, self.is_draining);
         self.service.take(&mut intake)?;
-        let turn = if intake.has_more {
-            Turn::More
-        } else {
-            Turn::Idle
-        };
+        let has_taken = intake.has_taken();
         self.service.flush();
-        Ok(turn)
+        Ok(has_taken)
+    }
+
+    /// Asks for kicks where the ring was at the last turn; whether there is work.
+    pub(crate) fn arm(&mut self) -> Result<bool, Stop> {
+        let Some(live) = &mut self.live else {
+            return Ok(false);
+        };
+        if !self.must_turn {
+            live.ring.enable_kicks();
+        }
+        live.check_poison()?;
+        Ok(self.look() == Look::Work)
+    }
+
+    /// Shows a completion to the service before it is delivered.
+    pub(crate) fn completed(&mut self, completion: &mut Completion) {
+        self.service.completed(completion);
+    }
+
+    /// When [`Queue::expire`] is to be called, if at all.
+    pub(crate) fn service_deadline(&self) -> Option<Instant> {
+        self.service.deadline()
+    }
+
+    /// The service's deadline has passed; what ends by that goes into `ended`.
+    pub(crate) fn expire(&mut self, now: Instant, ended: &mut Vec<Completion>) {
+        self.service.expire(now, ended);
+        self.service.flush();
     }
 
     /// Takes the completion of an operation of the request in `slot`.
@@ -167,13 +225,22 @@ impl Queue {
             .store(self.service.in_flight() as u64, Ordering::Relaxed);
     }
 
-    /// Takes nothing more from now on.
+    /// Takes nothing more from now on; a turn tells the service. The ring is left asking for
+    /// kicks, for whoever goes on with it.
     pub(crate) fn drain(&mut self) {
         self.is_draining = true;
+        self.must_turn = true;
+        if self.is_hot
+            && let Some(live) = &mut self.live
+        {
+            live.ring.enable_kicks();
+        }
     }
 
-    /// The view's acknowledgement of a new generation. The ring follows when it is next used.
-    pub(crate) fn acknowledge(&mut self) {
+    /// The view's acknowledgement of a new generation. The ring follows when it is next used:
+    /// at once if there is work.
+    pub(crate) fn acknowledge(&mut self, has_work: bool) {
+        self.must_turn |= has_work;
         if let Some(live) = &mut self.live {
             live.view.refresh();
         }

@@ -6,6 +6,7 @@ use crate::handle::QueueId;
 use crate::live::{Live, Stop};
 use crate::stats::Stats;
 use std::sync::Weak;
+use std::time::Instant;
 use vduse_ring::Chain;
 
 /// Chains taken before other queues have their turn.
@@ -32,6 +33,18 @@ pub(crate) trait Service {
 
     /// A completion for `slot` of a queue that was given up.
     fn abandon(&mut self, slot: u32);
+
+    /// Sees every completion that an engine has sent before it is delivered or abandoned.
+    fn completed(&mut self, _completion: &mut Completion) {}
+
+    /// When [`Service::expire`] is to be called, if at all. Asked for after every other method.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// The deadline has passed: what ends by that goes into `ended`, to be delivered or
+    /// abandoned.
+    fn expire(&mut self, _now: Instant, _ended: &mut Vec<Completion>) {}
 
     /// Chains taken and not completed.
     fn in_flight(&self) -> usize;
@@ -62,8 +75,6 @@ pub(crate) struct Intake<'a> {
     pub(crate) is_draining: bool,
     chains: usize,
     bytes: u64,
-    /// The batch was full.
-    pub(crate) has_more: bool,
 }
 
 impl<'a> Intake<'a> {
@@ -80,12 +91,10 @@ impl<'a> Intake<'a> {
             is_draining,
             chains: 0,
             bytes: 0,
-            has_more: false,
         }
     }
 
-    /// Takes the next chain; false at the end of the batch, when kicks are asked for if nothing
-    /// is left.
+    /// Takes the next chain; false at the end of the batch.
     pub(crate) fn pop(&mut self) -> Result<bool, Stop> {
         let live = &mut *self.live;
         // A drain takes what a predecessor had in flight, and nothing else.
@@ -93,18 +102,19 @@ impl<'a> Intake<'a> {
             return Ok(false);
         }
         if self.chains == BATCH_CHAINS || self.bytes >= BATCH_BYTES {
-            self.has_more = true;
             return Ok(false);
         }
-        while !live.ring.pop(&mut live.view, self.chain)? {
-            if !live.ring.enable_kicks() {
-                return Ok(false);
-            }
-            live.ring.suppress_kicks();
+        if !live.ring.pop(&mut live.view, self.chain)? {
+            return Ok(false);
         }
         self.chains += 1;
         self.bytes += chain_bytes(self.chain);
         Ok(true)
+    }
+
+    /// Whether there was a chain.
+    pub(crate) fn has_taken(&self) -> bool {
+        self.chains > 0
     }
 }
 

@@ -160,3 +160,31 @@ impl Random {
         cuts
     }
 }
+
+/// Worker threads with the device side's task on each.
+pub(crate) struct TestPool {
+    threads: vduse_worker::Pool,
+    queues: crate::Pool,
+}
+
+impl TestPool {
+    pub(crate) fn new(workers: usize) -> TestPool {
+        let threads = vduse_worker::Pool::new(Some(workers)).unwrap();
+        TestPool {
+            queues: crate::Pool::new(&threads.handle()),
+            threads,
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.threads.close();
+    }
+}
+
+impl std::ops::Deref for TestPool {
+    type Target = crate::Pool;
+
+    fn deref(&self) -> &crate::Pool {
+        &self.queues
+    }
+}

@@ -5,7 +5,7 @@ mod races;
 use crate::backend::{
     Backend, Completion, Engine, Error, Info, Kind, Local, Memory, Op, Submitted, Token,
 };
-use crate::testing::{BASE, Guest};
+use crate::testing::{BASE, Guest, TestPool};
 use crate::{
     Completer, DataPath, Disk, Event, Hookup, Length, Limits, NotRunning, Pool, QueueSetup,
     StartError,
@@ -276,8 +276,8 @@ impl Engine for GateEngine {
     }
 }
 
-fn pool() -> Pool {
-    Pool::new(Some(2)).unwrap()
+fn pool() -> TestPool {
+    TestPool::new(2)
 }
 
 fn memory() -> Arc<dyn Backend> {
@@ -474,7 +474,7 @@ fn invalidate_of_everything_breaks_the_device_only_when_it_is_used() {
 
 #[test]
 fn a_broken_device_leaves_its_neighbour_alone_and_a_reset_mends_it() {
-    let pool = Pool::new(Some(1)).unwrap();
+    let pool = TestPool::new(1);
     let mut good = Rig::new(&pool, memory(), false);
     let mut bad = Rig::new(&pool, memory(), false);
     // avail.idx far ahead
@@ -499,7 +499,7 @@ fn a_broken_device_leaves_its_neighbour_alone_and_a_reset_mends_it() {
 
 #[test]
 fn a_panic_ends_its_device_alone() {
-    let pool = Pool::new(Some(1)).unwrap();
+    let pool = TestPool::new(1);
     let mut good = Rig::new(&pool, memory(), true);
     let (_gate, mut bad) = gate(&pool, Kind::Direct, true);
     bad.send(1, None, 66);
@@ -511,7 +511,7 @@ fn a_panic_ends_its_device_alone() {
 
 #[test]
 fn memory_taken_away_ends_its_device_alone() {
-    let pool = Pool::new(Some(1)).unwrap();
+    let pool = TestPool::new(1);
     let mut good = Rig::new(&pool, memory(), false);
     let mut bad = Rig::new(&pool, memory(), false);
     bad.send(1, None, 1);

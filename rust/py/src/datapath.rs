@@ -141,6 +141,11 @@ impl DataPath {
     }
 
     #[getter]
+    fn first_worker(&self) -> PyResult<usize> {
+        Ok(self.path()?.first_worker())
+    }
+
+    #[getter]
     fn event_fd(&self) -> PyResult<c_int> {
         Ok(self.path()?.event_fd().as_raw_fd())
     }

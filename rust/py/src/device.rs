@@ -17,14 +17,26 @@ use vduse_device::{Disk, Limits};
 /// The worker threads; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
 pub struct Pool {
-    pool: PerProcess<vduse_device::Pool>,
+    pool: PerProcess<Workers>,
     pub(crate) lease: Lease,
 }
 
+/// The threads, and the device side's tasks on them.
+struct Workers {
+    threads: vduse_worker::Pool,
+    queues: vduse_device::Pool,
+}
+
 impl Pool {
-    /// The pool itself, for a data path.
+    /// Where data paths have their queues served.
     pub(crate) fn open(&self) -> PyResult<&vduse_device::Pool> {
-        self.pool.get()
+        Ok(&self.pool.get()?.queues)
+    }
+
+    /// The workers, for other tasks.
+    #[allow(dead_code, reason = "the NBD export, being written, uses it")]
+    pub(crate) fn handle(&self) -> PyResult<vduse_worker::Workers> {
+        Ok(self.pool.get()?.threads.handle())
     }
 }
 
@@ -36,16 +48,17 @@ impl Pool {
         if workers == Some(0) {
             return Err(PyValueError::new_err("a pool needs a worker"));
         }
-        let pool = vduse_device::Pool::new(workers).map_err(error::errno)?;
+        let threads = vduse_worker::Pool::new(workers).map_err(error::errno)?;
+        let queues = vduse_device::Pool::new(&threads.handle());
         Ok(Pool {
-            pool: PerProcess::new(pool),
+            pool: PerProcess::new(Workers { threads, queues }),
             lease: Lease::default(),
         })
     }
 
     #[getter]
     fn workers(&self) -> PyResult<usize> {
-        Ok(self.pool.get()?.workers())
+        Ok(self.pool.get()?.threads.workers())
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
@@ -53,7 +66,7 @@ impl Pool {
         if Arc::strong_count(&self.lease) > 1 {
             return Err(error::in_use("pool"));
         }
-        py.detach(|| pool.close());
+        py.detach(|| pool.threads.close());
         Ok(())
     }
 }

@@ -7,10 +7,11 @@ use super::{
 use crate::mailbox::{Completer, Mail, Mailbox};
 use crate::testing::{Random, buffer};
 use crate::{Extent, Length, Offset};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -50,6 +51,7 @@ const PLAIN: OpenOptions = OpenOptions {
 /// A worker's part, played by the test.
 struct Bench {
     mailbox: Arc<Mailbox>,
+    bell: Arc<OwnedFd>,
     local: Local,
     engine: Box<dyn Engine>,
     completions: Vec<Completion>,
@@ -57,13 +59,17 @@ struct Bench {
 
 impl Bench {
     fn new(backend: &dyn Backend) -> Bench {
-        let mailbox = Mailbox::new().unwrap();
+        let mailbox = Mailbox::new();
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
+        let rung = bell.clone();
+        mailbox.set_bell(move || assert_eq!(rustix::io::write(&rung, &1u64.to_ne_bytes()), Ok(8)));
         let local = Local {
             completer: Completer::new(mailbox.clone()),
             uring: RefCell::new(None),
         };
         Bench {
             mailbox,
+            bell,
             engine: backend.attach(&local).unwrap(),
             local,
             completions: Vec::new(),
@@ -90,15 +96,12 @@ impl Bench {
             }
             let uring = self.local.uring.borrow().clone();
             let uring = uring.as_ref().map(|uring| uring.borrow());
-            let mut fds = vec![PollFd::from_borrowed_fd(
-                self.mailbox.wake_fd(),
-                PollFlags::IN,
-            )];
+            let mut fds = vec![PollFd::new(&self.bell, PollFlags::IN)];
             if let Some(uring) = &uring {
                 fds.push(PollFd::from_borrowed_fd(uring.event_fd(), PollFlags::IN));
             }
             poll(&mut fds, None).unwrap();
-            let _ = rustix::io::read(self.mailbox.wake_fd(), &mut [0; 8]);
+            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
             if let Some(uring) = &uring {
                 let _ = rustix::io::read(uring.event_fd(), &mut [0; 8]);
             }

@@ -1,7 +1,7 @@
 //! A worker's io_uring, shared by all file engines on it. It is made by the worker that uses
 //! it, so only one thread ever submits (SINGLE_ISSUER) and completions run when that thread
 //! looks for them (DEFER_TASKRUN); older kernels get a ring without these. Completions are
-//! told by a registered eventfd: polling the ring itself misses those that a kernel worker
+//! told by a registered eventfd, and by a flag in the ring's memory while the worker is awake: polling the ring itself misses those that a kernel worker
 //! thread makes under DEFER_TASKRUN (seen on Linux 6.18).
 
 use super::file::{Direction, Image, Transfer};
@@ -61,6 +61,7 @@ impl Uring {
             .clone()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(SUBMISSIONS)
             .or_else(|_| builder.build(SUBMISSIONS))
             .map_err(errno)?;
@@ -124,6 +125,18 @@ impl Uring {
                 self.in_kernel += 1;
             }
         }
+    }
+
+    /// Whether [`Uring::turn`] would find something to hand over or to collect. Reads memory
+    /// only.
+    pub(crate) fn has_news(&mut self) -> bool {
+        if !self.waiting.is_empty() || !self.cancelled.is_empty() {
+            return true;
+        }
+        let submission = self.ring.submission();
+        let is_idle = submission.is_empty() && !submission.taskrun() && !submission.cq_overflow();
+        drop(submission);
+        !is_idle || !self.ring.completion().is_empty()
     }
 
     /// Hands everything collected to the kernel, runs its deferred work and collects what has

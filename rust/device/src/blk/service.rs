@@ -10,6 +10,7 @@ use crate::stats::Stats;
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// The requests of one virtqueue.
 pub(super) struct BlkService {
@@ -118,6 +119,18 @@ impl Service for BlkService {
         {
             self.in_flight.remove(slot);
         }
+    }
+
+    fn completed(&mut self, completion: &mut Completion) {
+        self.engine.completed(completion);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.engine.deadline()
+    }
+
+    fn expire(&mut self, now: Instant, ended: &mut Vec<Completion>) {
+        self.engine.expire(now, ended);
     }
 
     fn in_flight(&self) -> usize {

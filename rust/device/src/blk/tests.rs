@@ -45,7 +45,7 @@ impl Rig {
     fn new() -> Rig {
         let backend = Memory::new(SECTORS * 512).unwrap();
         let local = Local {
-            completer: Completer::new(Mailbox::new().unwrap()),
+            completer: Completer::new(Mailbox::new()),
             uring: RefCell::new(None),
         };
         Rig {

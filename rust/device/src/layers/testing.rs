@@ -98,7 +98,7 @@ impl Bench {
     /// A layer on another backend.
     pub(super) fn on(below: Arc<dyn Backend>, layer: impl Layer) -> Bench {
         let local = Local {
-            completer: Completer::new(Mailbox::new().unwrap()),
+            completer: Completer::new(Mailbox::new()),
             uring: RefCell::new(None),
         };
         Bench {

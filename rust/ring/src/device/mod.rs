@@ -188,7 +188,18 @@ impl DeviceQueue {
         }
     }
 
-    /// Asks the driver not to kick.
+    /// Whether [`DeviceQueue::pop`] has something to look at; reads the ring, and writes nothing.
+    /// Always false after an error: nothing more is taken.
+    #[inline]
+    pub fn has_available(&self) -> bool {
+        self.failed.is_none()
+            && match &self.ring {
+                Ring::Split(ring) => ring.has_available(),
+                Ring::Packed(ring) => ring.has_available(),
+            }
+    }
+
+    /// Asks the driver not to kick, until [`DeviceQueue::enable_kicks`].
     #[inline]
     pub fn suppress_kicks(&mut self) {
         match &mut self.ring {

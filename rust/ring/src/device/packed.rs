@@ -294,12 +294,17 @@ impl Packed {
     }
 
     #[inline]
+    pub(super) fn has_available(&self) -> bool {
+        !self.recovered.is_empty() || self.avail.is_avail(self.flags(self.avail, Acquire))
+    }
+
+    #[inline]
     pub(super) fn enable_kicks(&mut self) -> bool {
         enable_events(&self.device_event, self.avail, self.event_idx);
         self.kicks_off = false;
         // The wish is visible before the ring is looked at again (section 2.8.10).
         fence(SeqCst);
-        !self.recovered.is_empty() || self.avail.is_avail(self.flags(self.avail, Acquire))
+        self.has_available()
     }
 
     pub(super) fn in_flight(&self) -> u16 {

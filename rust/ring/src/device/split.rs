@@ -225,13 +225,27 @@ impl Split {
         RING_ENTRIES + usize::from(self.size) * bytes
     }
 
-    /// With event indices an avail_event left behind keeps the driver from kicking.
+    /// With event indices the flag means nothing: avail_event goes behind what was taken, which
+    /// the driver does not reach before it has gone round all indices.
     #[inline]
     pub(super) fn suppress_kicks(&mut self) {
-        if !self.event_idx && !self.kicks_off {
-            self.used.store16(RING_FLAGS, RING_F_NO_EVENT, Relaxed);
-            self.kicks_off = true;
+        if self.kicks_off {
+            return;
         }
+        if self.event_idx {
+            let behind = self.next_avail.wrapping_sub(1);
+            self.used.store16(self.entry_end(8), behind, Relaxed);
+        } else {
+            self.used.store16(RING_FLAGS, RING_F_NO_EVENT, Relaxed);
+        }
+        self.kicks_off = true;
+    }
+
+    #[inline]
+    pub(super) fn has_available(&self) -> bool {
+        self.next_avail != self.seen_avail
+            || !self.recovered.is_empty()
+            || self.avail.load16(RING_IDX, Acquire) != self.next_avail
     }
 
     #[inline]
@@ -241,11 +255,11 @@ impl Split {
             self.used.store16(at, self.next_avail, Relaxed);
         } else {
             self.used.store16(RING_FLAGS, 0, Relaxed);
-            self.kicks_off = false;
         }
+        self.kicks_off = false;
         // The wish is visible before the ring is looked at again (section 2.7.10).
         fence(SeqCst);
-        !self.recovered.is_empty() || self.avail.load16(RING_IDX, Acquire) != self.next_avail
+        self.has_available()
     }
 
     pub(super) fn in_flight(&self) -> u16 {

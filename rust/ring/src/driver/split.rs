@@ -165,13 +165,21 @@ impl Split {
         RING_ENTRIES + usize::from(position & (self.size - 1)) * bytes
     }
 
-    /// With event indices a used_event left behind keeps the device from interrupting.
+    /// With event indices the flag means nothing: used_event goes behind what was taken, which
+    /// the device does not reach before it has gone round all indices.
     #[inline]
     pub(super) fn suppress_irqs(&mut self) {
-        if !self.event_idx && !self.irqs_off {
-            self.avail.store16(RING_FLAGS, RING_F_NO_EVENT, Relaxed);
-            self.irqs_off = true;
+        if self.irqs_off {
+            return;
         }
+        if self.event_idx {
+            let at = RING_ENTRIES + usize::from(self.size) * 2;
+            let behind = self.next_used.wrapping_sub(1);
+            self.avail.store16(at, behind, Relaxed);
+        } else {
+            self.avail.store16(RING_FLAGS, RING_F_NO_EVENT, Relaxed);
+        }
+        self.irqs_off = true;
     }
 
     #[inline]
@@ -181,8 +189,8 @@ impl Split {
             self.avail.store16(at, self.next_used, Relaxed);
         } else {
             self.avail.store16(RING_FLAGS, 0, Relaxed);
-            self.irqs_off = false;
         }
+        self.irqs_off = false;
         // The wish is visible before the ring is looked at again (section 2.7.14).
         fence(SeqCst);
         self.used.load16(RING_IDX, Acquire) != self.next_used

@@ -153,3 +153,29 @@ fn largest_queue() {
         }
     }
 }
+
+#[test]
+fn nobody_is_notified_who_asked_for_silence() {
+    for layout in layouts(&[4], false).chain(layouts(&[4], true)) {
+        let memory = Memory::new(layout);
+        let (mut driver, mut device) = (memory.driver(), memory.device());
+        let (mut view, mut chain) = (memory.view(), Chain::default());
+        for quiet in [false, false, true, true, true] {
+            // From a wish that is still to be fulfilled, too.
+            assert!(!device.enable_kicks() && !driver.enable_irqs());
+            if quiet {
+                device.suppress_kicks();
+                driver.suppress_irqs();
+            }
+            driver.add(&[segment(0x1000, 4)], &[], 1).unwrap();
+            let kick = driver.publish();
+            assert!(device.has_available());
+            assert!(device.pop(&mut view, &mut chain).unwrap());
+            assert!(!device.has_available());
+            device.complete(chain.id, chain.slots, 0);
+            let irq = device.publish();
+            assert_eq!((kick, irq), (!quiet, !quiet), "{layout:?}");
+            assert!(driver.pop_used().unwrap().is_some());
+        }
+    }
+}

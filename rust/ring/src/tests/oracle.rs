@@ -98,7 +98,8 @@ fn run(layout: Layout, requests: u32) {
             open.push((chain.id, chain.slots));
         }
         assert!(oracle.pop().is_none());
-        if random.below(2) == 0 {
+        let enables = random.below(2) == 0;
+        if enables {
             assert_eq!(
                 device.enable_kicks(),
                 oracle.queue.enable_notification(&oracle.memory).unwrap()
@@ -120,7 +121,11 @@ fn run(layout: Layout, requests: u32) {
             let expected = oracle.queue.needs_notification(&oracle.memory).unwrap();
             assert_eq!(irq, expected);
         }
-        let used = oracle.used(&ours);
+        let mut used = oracle.used(&ours);
+        if layout.event_idx && !enables {
+            // Its avail_event stays where it was, which costs one kick; ours goes behind.
+            used.truncate(used.len() - 2);
+        }
         let [_, _, at] = ours.area_addresses().map(|at| (at - BASE) as usize);
         assert_eq!(ours.snapshot()[at..at + used.len()], used);
         while driver.pop_used().unwrap().is_some() {}
