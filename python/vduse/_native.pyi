@@ -21,11 +21,13 @@ __all__ = [
     "KickRelay",
     "NbdExport",
     "Pool",
+    "Throttle",
     "VqLine",
     "copy_baseline",
     "layer_delay",
     "layer_error",
     "layer_read_only",
+    "layer_throttle",
     "load_ours",
     "load_virtio_driver",
     "load_virtio_drivers",
@@ -346,6 +348,21 @@ class Faults:
 
 def layer_error(below: Backend, faults: Faults) -> Backend:
     """Operations fail by the rules of ``faults``."""
+
+@final
+class Throttle:
+    """The limits of throttle layers, which take turns where there are several. By name:
+    ``iops_total``, ``iops_read``, ``iops_write``, ``bps_total``, ``bps_read``, ``bps_write``,
+    each with ``_max``, and ``iops_size``; :class:`vduse.backends.layers.Limits` says what they
+    mean."""
+
+    def __new__(cls, limits: dict[str, float]) -> Self:
+        """ValueError: an unknown limit, not above 0, a ``_max`` below its rate or without one."""
+    def set_limits(self, limits: dict[str, float]) -> None:
+        """Other limits from now on, also for what waits. ValueError."""
+
+def layer_throttle(below: Backend, throttle: Throttle) -> Backend:
+    """Operations wait for their turn under the limits of ``throttle``."""
 
 class DataPath:
     """All queues of one device, served by a pool: what is the same for every device type."""

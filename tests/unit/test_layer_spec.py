@@ -14,7 +14,7 @@ from vduse.backends.spec import open_backend
     ("layer", "message"),
     [
         ("readonly", "no such layer 'readonly', did you mean 'read-only'?"),
-        ("?", "no such layer '?'; there are read-only, delay, error"),
+        ("?", "no such layer '?'; there are read-only, delay, error, throttle"),
         ("delay,read", "delay,read: 'read' is not key=value"),
         ("delay,read=1s,read=2s", "delay,read=1s,read=2s: read is given twice"),
         ("delay,raed=1s", "delay: no such key 'raed', did you mean 'read'?"),
@@ -31,6 +31,21 @@ from vduse.backends.spec import open_backend
         ),
         ("error,length=0", "error,length=0: a range of 0 bytes at 0: empty, or past 2^64"),
         ("error,errno=5000", "error,errno=5000: 5000 is no errno"),
+        ("throttle,iosp=1", "throttle: no such key 'iosp', did you mean 'iops'?"),
+        ("throttle,iops=0", "throttle,iops=0: iops-total: 0 is not a number above 0"),
+        (
+            "throttle,bps-read-max=1M",
+            "throttle,bps-read-max=1M: bps-read-max: needs bps-read, and not to be below it",
+        ),
+        (
+            "throttle,bps=1M,bps-total=2M",
+            "throttle,bps=1M,bps-total=2M: bps is short for bps-total: give one of them",
+        ),
+        (
+            "throttle,bps=1X",
+            "throttle: bps: '1X' is not a size: use a whole number of bytes, or of k, M, G, T "
+            "(1k = 1024), for example 512, 4k or 1G",
+        ),
         ("delay,seed=x", "delay: seed: 'x' is not a whole number below 2^64"),
         (
             "delay,read=2s..1s",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, cast
 
 from vduse import _native
@@ -40,7 +40,7 @@ class LayerSpec:
         try:
             return self._apply(backend, **self._options)
         except ValueError as error:
-            raise BackendError(f"{self.text}: {error}") from None
+            raise BackendError(f"{self.text}: {str(error).replace('_', '-')}") from None
 
 
 def parse_layer(text: str) -> LayerSpec:
@@ -96,6 +96,27 @@ def _error(backend: _native.Backend, *, seed: int = 0, **rule: Any) -> _native.B
     return layers.error(backend, faults)
 
 
+def _throttle(
+    backend: _native.Backend,
+    *,
+    iops: int | None = None,
+    bps: int | None = None,
+    **limits: int,
+) -> _native.Backend:
+    short = {"iops_total": iops, "bps_total": bps}
+    given = {name: value for name, value in short.items() if value is not None}
+    if twice := given.keys() & limits.keys():
+        name = min(twice).replace("_", "-")
+        raise ValueError(f"{name.removesuffix('-total')} is short for {name}: give one of them")
+    return layers.throttle(backend, layers.Throttle(layers.Limits(**given, **limits)))
+
+
+def _limit_parser(name: str) -> Callable[[str], int]:
+    return parse_size if name.startswith("bps") or name == "iops-size" else _number
+
+
+_LIMITS = ["iops", "bps", *(field.name.replace("_", "-") for field in fields(layers.Limits))]
+
 _LAYERS = {
     "read-only": _Layer(layers.read_only, {}, spares_below=True),
     "delay": _Layer(_delay, {"all": _pause, **dict.fromkeys(_OPS, _pause), "seed": _number}),
@@ -112,4 +133,5 @@ _LAYERS = {
             "seed": _number,
         },
     ),
+    "throttle": _Layer(_throttle, {name: _limit_parser(name) for name in _LIMITS}),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno as _errno
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
 
 from vduse import _native
@@ -96,3 +97,59 @@ class Faults:
 def error(backend: _native.Backend, faults: Faults) -> _native.Backend:
     """Operations fail by the rules of ``faults``."""
     return _native.layer_error(backend, faults.native)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a :class:`Throttle` lets through: operations (iops) and bytes (bps) a second, of
+    reads and writes together (total) or of one alone; QEMU's names. None: no limit.
+
+    ``_max``: how much may pass at once after a pause (QEMU's burst of one second), not below
+    the rate; None: a tenth of a second's. ``iops_size``: a request of more bytes counts as
+    several operations, by its size. Discards and write zeroes are writes of no bytes."""
+
+    iops_total: float | None = None
+    iops_read: float | None = None
+    iops_write: float | None = None
+    bps_total: float | None = None
+    bps_read: float | None = None
+    bps_write: float | None = None
+    iops_total_max: float | None = None
+    iops_read_max: float | None = None
+    iops_write_max: float | None = None
+    bps_total_max: float | None = None
+    bps_read_max: float | None = None
+    bps_write_max: float | None = None
+    iops_size: int | None = None
+
+    def given(self) -> dict[str, float]:
+        """Those that are limits, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class Throttle:
+    """Limits that :func:`throttle` holds a disk to, or several disks together: all their
+    virtqueues take turns."""
+
+    def __init__(self, limits: Limits) -> None:
+        """ValueError: a limit is not above 0, a ``_max`` is below its rate or has none."""
+        self.native = _native.Throttle(limits.given())
+        self._limits = limits
+
+    @property
+    def limits(self) -> Limits:
+        """The limits now. New ones hold at once, also for what waits already. ValueError, as
+        for the first."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self.native.set_limits(limits.given())
+        self._limits = limits
+
+
+def throttle(backend: _native.Backend, throttle: Throttle) -> _native.Backend:
+    """Operations wait for their turn under the limits of ``throttle``, in the order of their
+    virtqueue. Flushes do not wait, and pass those that do. Stopping a device waits for what
+    waits here; a reset cancels it."""
+    return _native.layer_throttle(backend, throttle.native)

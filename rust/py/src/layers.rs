@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use vduse_device::layers::{
-    Delay, ErrorLayer, Layer, Layered, OpKind, OpKinds, Pause, ReadOnly, Rule, RuleId,
+    Delay, ErrorLayer, Layer, Layered, Limits, OpKind, OpKinds, Pause, Rate, ReadOnly, Rule,
+    RuleId, ThrottleLayer,
 };
 use vduse_device::{Extent, Length, Offset};
 
@@ -92,6 +93,67 @@ fn layer_error(below: &Bound<'_, Backend>, faults: &Faults) -> PyResult<Backend>
     on(below, ErrorLayer::new(faults.0.clone()))
 }
 
+/// Limits of the throttle layer; see `_native.pyi`.
+#[pyclass(frozen, module = "vduse._native")]
+struct Throttle(Arc<vduse_device::layers::Throttle>);
+
+#[pymethods]
+impl Throttle {
+    #[new]
+    fn new(limits: HashMap<String, f64>) -> PyResult<Throttle> {
+        let limits = parse_limits(&limits)?;
+        Ok(Throttle(vduse_device::layers::Throttle::new(limits)))
+    }
+
+    fn set_limits(&self, limits: HashMap<String, f64>) -> PyResult<()> {
+        self.0.set_limits(parse_limits(&limits)?);
+        Ok(())
+    }
+}
+
+#[pyfunction]
+fn layer_throttle(below: &Bound<'_, Backend>, throttle: &Throttle) -> PyResult<Backend> {
+    on(below, ThrottleLayer::new(throttle.0.clone()))
+}
+
+fn parse_limits(given: &HashMap<String, f64>) -> PyResult<Limits> {
+    let mut limits = Limits::default();
+    for (name, &value) in given {
+        if !(value.is_finite() && value > 0.0) {
+            let words = format!("{name}: {value} is not a number above 0");
+            return Err(PyValueError::new_err(words));
+        }
+        if name == "iops_size" {
+            limits.iops_size = Some(value as u64);
+            continue;
+        }
+        let (rate, is_burst) = match name.strip_suffix("_max") {
+            Some(rate) => (rate, true),
+            None => (name.as_str(), false),
+        };
+        let slot = match rate {
+            "iops_total" => &mut limits.iops.total,
+            "iops_read" => &mut limits.iops.read,
+            "iops_write" => &mut limits.iops.write,
+            "bps_total" => &mut limits.bps.total,
+            "bps_read" => &mut limits.bps.read,
+            "bps_write" => &mut limits.bps.write,
+            _ => return Err(PyValueError::new_err(format!("no such limit: {name}"))),
+        };
+        if !is_burst {
+            let burst = given.get(&format!("{rate}_max")).copied();
+            *slot = Some(Rate {
+                per_second: value,
+                burst,
+            });
+        } else if given.get(rate).is_none_or(|&rate| rate > value) {
+            let words = format!("{name}: needs {rate}, and not to be below it");
+            return Err(PyValueError::new_err(words));
+        }
+    }
+    Ok(limits)
+}
+
 fn extent((offset, length): (u64, u64)) -> PyResult<Extent> {
     match Extent::new(Offset(offset), Length(length)) {
         Some(extent) if !extent.is_empty() => Ok(extent),
@@ -137,6 +199,8 @@ fn seconds(value: f64) -> PyResult<Duration> {
 /// Adds the layers to the module.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Faults>()?;
+    m.add_class::<Throttle>()?;
+    m.add_function(wrap_pyfunction!(layer_throttle, m)?)?;
     m.add_function(wrap_pyfunction!(layer_error, m)?)?;
     m.add_function(wrap_pyfunction!(layer_read_only, m)?)?;
     m.add_function(wrap_pyfunction!(layer_delay, m)?)

@@ -12,11 +12,13 @@ mod random;
 mod read_only;
 #[cfg(test)]
 mod testing;
+mod throttle;
 
 pub use delay::{Delay, Pause};
 pub use error::{ErrorLayer, Faults, Rule, RuleId};
 pub use kinds::{OpKind, OpKinds};
 pub use read_only::ReadOnly;
+pub use throttle::{Limits, Rate, Split, Throttle, ThrottleLayer};
 
 use crate::backend::{Backend, Connection, Engine, Error, Info, Local, Observer};
 use std::sync::{Arc, Weak};
