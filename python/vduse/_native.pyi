@@ -22,8 +22,10 @@ __all__ = [
     "NbdExport",
     "Pool",
     "Throttle",
+    "Virtqueue",
     "VqLine",
     "copy_baseline",
+    "entropy_virtio_drivers",
     "layer_delay",
     "layer_error",
     "layer_read_only",
@@ -201,6 +203,38 @@ class BlkDriver:
         ``kicks_suppressed``, ``irqs``."""
 
 @final
+class Virtqueue:
+    """The driver's side of one virtqueue, for drivers written in Python. Each request's data is
+    copied, and waits are one thread's at a time: not for fast disks.
+
+    OSError ENODEV or what :meth:`stop` was given once the driver has ended, EIO where the device
+    broke the virtqueue's rules.
+    """
+
+    def __new__(cls, dma: Domain | Arena, line: VqLine, size: int, features: int) -> Self:
+        """``size`` descriptors; ``features``: those negotiated, which say the format (RING_PACKED,
+        EVENT_IDX, INDIRECT_DESC). OSError EINVAL: no such virtqueue, ENOMEM."""
+    @property
+    def areas(self) -> tuple[int, int, int]:
+        """IOVAs of the descriptor, driver and device areas."""
+    def start(self) -> None:
+        """After DRIVER_OK: the device may use it from now on."""
+    def stop(self, errno: int) -> None:
+        """After a reset: every outstanding and later request ends with ``errno``."""
+    def add(self, readable: Sequence[Buffer], writable: Sequence[int]) -> int:
+        """Stages a request: pieces that the device reads, lengths of those that it writes
+        (bytes); its token. BlockingIOError: no room now. ValueError: it never fits."""
+    def kick(self) -> None:
+        """Makes all that was added available, and kicks the device."""
+    def reap(self) -> list[tuple[int, bytes]]:
+        """Used requests, as token and what the device says it has written. Never waits."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until there is something to reap; false after ``timeout`` seconds."""
+    @property
+    def outstanding(self) -> int:
+        """Requests that were added and not reaped."""
+
+@final
 class NbdExport:
     """Connections in NBD's transmission phase, on a driver's disk. The handshake is made in
     Python: :mod:`vduse.exports.nbd`. Source: the NBD protocol, "Transmission phase"."""
@@ -255,6 +289,10 @@ def load_virtio_driver(
 def load_virtio_drivers(device: Any, spec: dict[str, Any]) -> dict[str, Any]:
     """The same on crate ``virtio-drivers``, through the domain of a vDPA device
     (:class:`vduse.bus.vdpa.VdpaDevice`)."""
+
+def entropy_virtio_drivers(device: Any, length: int, part: int) -> bytes:
+    """``length`` bytes of an entropy device, asked for ``part`` bytes at a time by crate
+    ``virtio-drivers``, through the domain of a vDPA device. Spins meanwhile."""
 
 def copy_baseline(block_size: int, depth: int, requests: int, write: bool) -> dict[str, Any]:
     """The same of one thread that copies ``requests`` blocks between ``depth`` blocks and as

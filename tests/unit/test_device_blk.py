@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from vduse.backends.errors import BackendError
 from vduse.backends.spec import open_backend
-from vduse.control.features import BlkFeature, Feature
+from vduse.control.features import BlkFeature, DeviceId, Feature
 from vduse.devices.blk import (
     BlkDevice,
-    check_features,
     config_space,
     data_path_limits,
     offered_features,
 )
 from vduse.devices.blk_config import BlkConfig, pack_capacity
+from vduse.devices.features import check_features
 
 u8, u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
 CONFIGS = st.builds(
@@ -125,7 +125,7 @@ def test_config_wce_is_never_offered() -> None:
     ],
 )
 def test_2_2_2_driver_s_choice(chosen: int, refusal: str | None) -> None:
-    assert check_features(offer(), chosen) == refusal
+    assert check_features(offer(), chosen, DeviceId.BLOCK) == refusal
 
 
 def test_config_space_of_a_4k_disk() -> None:

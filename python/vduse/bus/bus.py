@@ -6,18 +6,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from vduse import _native
+from vduse.bus.class_driver import ClassDriverType
 from vduse.bus.disk import Disk
 from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, NoDriver
 from vduse.bus.vdpa import VdpaDevice
 from vduse.bus.vhost_vdpa import VhostVdpa
-from vduse.bus.virtio_vdpa import VirtioVdpa
+from vduse.bus.virtio_blk import VirtioBlk
+from vduse.bus.virtio_vdpa import CLASS_DRIVERS, VirtioVdpa
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Binding(Protocol):
@@ -51,8 +55,14 @@ class Bus:
     #: Names of the drivers, as below /sys/bus/vdpa/drivers.
     DRIVERS = ("virtio_vdpa", "vhost_vdpa")
 
-    def __init__(self, kicks: _native.KickRelay) -> None:
+    def __init__(
+        self,
+        kicks: _native.KickRelay,
+        class_drivers: Mapping[int, ClassDriverType] = CLASS_DRIVERS,
+    ) -> None:
+        """``class_drivers``: what virtio_vdpa drives devices with, by virtio device id."""
         self._kicks = kicks
+        self._class_drivers = class_drivers
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
 
@@ -111,9 +121,17 @@ class Bus:
             raise NoDriver(f"{name} is not bound to vhost_vdpa: bind it first")
         return binding
 
+    def driver(self, name: str, kind: type[T]) -> T:
+        """The class driver, one of ``kind``, of a device bound to virtio_vdpa. DeviceNotFound,
+        NoDriver."""
+        driver = self.virtio(name).driver
+        if not isinstance(driver, kind):
+            raise NoDriver(f"{name} is driven by {type(driver).__name__}, no {kind.__name__}")
+        return driver
+
     def disk(self, name: str) -> Disk:
         """The disk of a virtio-blk device bound to virtio_vdpa. DeviceNotFound, NoDriver."""
-        return self.virtio(name).disk
+        return self.driver(name, VirtioBlk).disk
 
     def close(self) -> None:
         """Takes every device off, open or not."""
@@ -130,7 +148,7 @@ class Bus:
     def _probe(self, vdpa: VdpaDevice, driver: str) -> VirtioVdpa | VhostVdpa:
         if driver == "vhost_vdpa":
             return VhostVdpa(vdpa, self._kicks)
-        return VirtioVdpa(vdpa)
+        return VirtioVdpa(vdpa, self._class_drivers)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[_Entry]:

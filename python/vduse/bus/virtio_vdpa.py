@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Mapping
 
-from vduse.bus.disk import Disk
+from vduse.bus.class_driver import ClassDriver, ClassDriverType
 from vduse.bus.errors import FeaturesRefused, NoDriver, VdpaError
 from vduse.bus.vdpa import VdpaDevice, reset_quietly
 from vduse.bus.virtio_blk import VirtioBlk
+from vduse.bus.virtio_rng import VirtioRng
 from vduse.control.features import DeviceId, Feature, Status
 
 log = logging.getLogger(__name__)
@@ -17,20 +19,26 @@ log = logging.getLogger(__name__)
 #: Device features that every virtio driver here needs.
 _REQUIRED = Feature.VERSION_1 | Feature.ACCESS_PLATFORM
 
-#: Class drivers, by virtio device id.
-CLASS_DRIVERS: dict[int, type[VirtioBlk]] = {DeviceId.BLOCK: VirtioBlk}
+#: The class drivers there are, by virtio device id.
+CLASS_DRIVERS: Mapping[int, ClassDriverType] = {
+    DeviceId.BLOCK: VirtioBlk,
+    DeviceId.RNG: VirtioRng,
+}
 
 
 class VirtioVdpa:
     """A device driven by a virtio driver of ours."""
 
-    def __init__(self, vdpa: VdpaDevice) -> None:
-        """Probes: statuses 0, 1, 3, 0xB, 0xF; on a failure, FAILED is added. NoDriver: no class
-        driver for this device; FeaturesRefused; DeviceRefused; DeviceTimedOut."""
+    def __init__(
+        self, vdpa: VdpaDevice, class_drivers: Mapping[int, ClassDriverType] = CLASS_DRIVERS
+    ) -> None:
+        """Probes: statuses 0, 1, 3, 0xB, 0xF; on a failure, FAILED is added. ``class_drivers``:
+        by virtio device id. NoDriver: none for this device; FeaturesRefused; DeviceRefused;
+        DeviceTimedOut."""
         self._vdpa = vdpa
-        class_driver = CLASS_DRIVERS.get(vdpa.get_device_id())
+        class_driver = class_drivers.get(vdpa.get_device_id())
         if class_driver is None:
-            known = ", ".join(str(int(known)) for known in CLASS_DRIVERS)
+            known = ", ".join(str(int(known)) for known in class_drivers)
             raise NoDriver(
                 f"{vdpa.name} is virtio device {vdpa.get_device_id()}; virtio_vdpa drives {known} "
                 "only: bind it to vhost_vdpa"
@@ -40,7 +48,7 @@ class VirtioVdpa:
             self._add_status(Status.ACKNOWLEDGE)
             self._add_status(Status.DRIVER)
             features = self._negotiate(class_driver.FEATURES)
-            self._driver = class_driver(vdpa, features)
+            self._driver: ClassDriver = class_driver(vdpa, features)
             self._set_up_queues(features)
             self._add_status(Status.DRIVER_OK)
             self._driver.start()
@@ -53,9 +61,9 @@ class VirtioVdpa:
         return False
 
     @property
-    def disk(self) -> Disk:
-        """The block device."""
-        return self._driver.disk
+    def driver(self) -> ClassDriver:
+        """The class driver that has the device."""
+        return self._driver
 
     def remove(self) -> None:
         """Resets the device, then fails what is outstanding with ENODEV."""

@@ -6,12 +6,13 @@ from typing import Any
 
 from vduse import _native
 from vduse.channel.base import ControlPort
-from vduse.control.features import BlkFeature, DeviceId, Feature, feature_names
+from vduse.control.features import BlkFeature, DeviceId, Feature
 from vduse.device.control_thread import ControlThread
 from vduse.device.device import DRAIN_TIMEOUT, Device
 from vduse.device.spec import DeviceSpec
 from vduse.device.workers import shared_pool
 from vduse.devices.blk_config import SECTOR, BlkConfig, pack_capacity
+from vduse.devices.features import REQUIRED, check_features
 
 #: Bytes of the longest segment offered (SIZE_MAX).
 SIZE_MAX = 4 << 20
@@ -28,12 +29,11 @@ _PHYSICAL_BLOCK = 4096
 #: A read takes a header, one segment and a status.
 _SMALLEST_QUEUE = 4
 _LARGEST_QUEUE = 1 << 15
-_REQUIRED = Feature.VERSION_1 | Feature.ACCESS_PLATFORM
 
 
 def offered_features(*, read_only: bool, can_discard: bool, queues: int, packed: bool) -> int:
     """What a block device offers. Never CONFIG_WCE: VDUSE refuses it."""
-    features = int(_REQUIRED | Feature.INDIRECT_DESC | Feature.EVENT_IDX)
+    features = int(REQUIRED | Feature.INDIRECT_DESC | Feature.EVENT_IDX)
     features |= BlkFeature.SIZE_MAX | BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE
     features |= BlkFeature.TOPOLOGY | BlkFeature.FLUSH
     if packed:
@@ -47,16 +47,6 @@ def offered_features(*, read_only: bool, can_discard: bool, queues: int, packed:
         if can_discard:
             features |= BlkFeature.DISCARD
     return int(features)
-
-
-def check_features(offered: int, chosen: int) -> str | None:
-    """None, or why a driver's choice cannot be (section 2.2.2, 6.2)."""
-    # Plain integers: an IntFlag's inverse knows only the bits that it names.
-    if extra := int(chosen) & ~int(offered):
-        return "not offered: " + ", ".join(feature_names(extra, DeviceId.BLOCK))
-    if missing := int(_REQUIRED) & ~int(chosen):
-        return "required: " + ", ".join(feature_names(missing, DeviceId.BLOCK))
-    return None
 
 
 def config_space(
@@ -166,7 +156,7 @@ class BlkDevice:
                 features=features,
                 queue_sizes=(queue_size,) * queues,
                 config=self._config.pack(),
-                check_features=lambda chosen: check_features(features, chosen),
+                check_features=lambda chosen: check_features(features, chosen, DeviceId.BLOCK),
                 api_version=api_version,
             ),
             self._make_data_path,

@@ -23,14 +23,18 @@ import os
 import socket
 import threading
 import weakref
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from vduse import _native
 from vduse.bus.bus import Bus
+from vduse.bus.class_driver import ClassDriverType
 from vduse.bus.disk import Disk
 from vduse.bus.errors import DeviceBusy, DeviceExists, DeviceNotFound, VdpaError
+from vduse.bus.virtio_vdpa import CLASS_DRIVERS
 from vduse.channel.tap import Tap
 from vduse.control.abi import DevConfig
 from vduse.framework.dev_add import provision
@@ -49,6 +53,8 @@ from vduse.framework.vdpa_device import VdpaDevice
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 DEFAULT_BOUNCE_SIZE = 64 << 20
 DEFAULT_MSG_TIMEOUT = 30.0
 
@@ -65,12 +71,17 @@ class Framework:
         bounce_size: int = DEFAULT_BOUNCE_SIZE,
         msg_timeout: float = DEFAULT_MSG_TIMEOUT,
         tap: Tap | None = None,
+        device_ids: Iterable[int] = (),
+        class_drivers: Mapping[int, ClassDriverType] | None = None,
     ) -> None:
         """``profile``: which kernel to play (6.12, 7.2). ``bounce_size`` (bytes) and
         ``msg_timeout`` (seconds, 0: for ever) are new devices' attributes. ``tap`` sees
-        everything that crosses the channels. ValueError: no such profile, or an attribute
-        out of its range."""
-        self._profile = find_profile(profile)
+        everything that crosses the channels. ``device_ids``: virtio device ids that CREATE_DEV
+        takes beside that kernel's own. ``class_drivers``: of your own, by virtio device id,
+        beside or instead of ours. ValueError: no such profile, or an attribute out of its
+        range."""
+        known = find_profile(profile)
+        self._profile = replace(known, device_ids=known.device_ids | frozenset(device_ids))
         if not MIN_BOUNCE_SIZE <= bounce_size <= MAX_BOUNCE_SIZE:
             raise ValueError(f"bounce_size: {bounce_size} is not between 1 MiB and 1 GiB")
         if not 0 <= msg_timeout <= MAX_MSG_TIMEOUT:
@@ -86,7 +97,7 @@ class Framework:
         self._work = WorkQueue("vduse-work")
         self._service = Service("vduse-service")
         self._kicks = _native.KickRelay()
-        self._bus = Bus(self._kicks)
+        self._bus = Bus(self._kicks, {**CLASS_DRIVERS, **(class_drivers or {})})
         self._shrinker = Shrinker(self._reclaimable)
         _open.add(self)
 
@@ -184,6 +195,11 @@ class Framework:
             raise DeviceNotFound(f"{name} is not on the vDPA bus")
         self._leave_bus(vdpa)
         log.info("%s: off the vDPA bus", name)
+
+    def driver(self, name: str, kind: type[T]) -> T:
+        """The class driver, one of ``kind``, of a device bound to virtio_vdpa. DeviceNotFound,
+        NoDriver."""
+        return self._bus.driver(name, kind)
 
     def disk(self, name: str) -> Disk:
         """The disk of a virtio-blk device bound to virtio_vdpa. DeviceNotFound, NoDriver."""

@@ -9,9 +9,11 @@ mod line;
 mod relay;
 mod room;
 mod thread;
+mod virtqueue;
 
 pub use arena::Arena;
 pub use dma::{Buffer, Coherent, Direction, Dma, DmaError, Mapping};
 pub use domain::{Domain, DomainStats};
 pub use line::{LineStats, VqLine};
 pub use relay::KickRelay;
+pub use virtqueue::{RequestError, Used, Virtqueue, VirtqueueError};

@@ -4,6 +4,7 @@
 mod baseline;
 mod buffers;
 mod engine;
+mod entropy;
 mod hal;
 mod histogram;
 mod ours;
@@ -11,16 +12,19 @@ mod random;
 mod report;
 mod run;
 mod spec;
+mod transport;
 mod virtio_driver;
 mod virtio_drivers;
 
 pub use baseline::Baseline;
 pub use buffers::{Buffers, Pattern};
 pub use engine::{Direction, Done, Engine, EngineError};
+pub use entropy::virtio_drivers_entropy;
 pub use histogram::Histogram;
 pub use ours::Ours;
 pub use report::Report;
 pub use run::{LoadError, run};
 pub use spec::{Op, SECTOR, Spec, SpecError, Stop};
+pub use transport::VdpaPort;
 pub use virtio_driver::{VirtioDriver, VirtioDriverSetup};
-pub use virtio_drivers::{VdpaPort, VirtioDrivers};
+pub use virtio_drivers::VirtioDrivers;

@@ -191,7 +191,7 @@ impl DataPath {
 }
 
 /// A ring by its size and the features that the driver chose.
-fn layout(size: u16, features: u64) -> Layout {
+pub fn layout(size: u16, features: u64) -> Layout {
     Layout {
         size,
         packed: features & F_RING_PACKED != 0,
@@ -205,7 +205,8 @@ fn call(number: c_int) -> PyResult<Option<OwnedFd>> {
     (number != -1).then(|| fd::dup(number)).transpose()
 }
 
-fn seconds(timeout: f64) -> PyResult<Duration> {
+/// A timeout. ValueError where it is negative.
+pub fn seconds(timeout: f64) -> PyResult<Duration> {
     if timeout.is_nan() || timeout < 0.0 {
         return Err(PyValueError::new_err("a timeout is not negative"));
     }

@@ -285,9 +285,21 @@ impl KickRelay {
 
 /// Either kind of memory a driver can work with.
 #[derive(FromPyObject)]
-enum Memory<'py> {
+pub enum Memory<'py> {
+    /// The way of virtio_vdpa.
     Domain(Bound<'py, Domain>),
+    /// The way of vhost_vdpa.
     Arena(Bound<'py, Arena>),
+}
+
+impl Memory<'_> {
+    /// The memory itself, for the data path.
+    pub fn shared(&self) -> PyResult<Arc<dyn Dma>> {
+        Ok(match self {
+            Memory::Domain(domain) => Arc::clone(domain.get().shared()?) as _,
+            Memory::Arena(arena) => Arc::clone(arena.get().shared()?) as _,
+        })
+    }
 }
 
 /// The queue that batches go to. Waiting calls are spread over all queues by thread.
@@ -318,10 +330,7 @@ impl BlkDriver {
         queue_sizes: Vec<u16>,
         lines: Vec<Bound<'_, VqLine>>,
     ) -> PyResult<BlkDriver> {
-        let dma: Arc<dyn Dma> = match &dma {
-            Memory::Domain(domain) => Arc::clone(domain.get().shared()?) as _,
-            Memory::Arena(arena) => Arc::clone(arena.get().shared()?) as _,
-        };
+        let dma = dma.shared()?;
         let lines = lines.iter().map(|line| line.get().shared().cloned());
         let lines = lines.collect::<PyResult<Vec<_>>>()?;
         let driver = blk::BlkDriver::new(dma, features, config, &queue_sizes, &lines);

@@ -15,12 +15,14 @@ mod framework;
 mod layers;
 mod load;
 mod report;
+mod virtqueue;
 
 /// The Rust half of vduse.
 #[pymodule]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     channel::register(m)?;
     framework::register(m)?;
+    virtqueue::register(m)?;
     datapath::register(m)?;
     device::register(m)?;
     layers::register(m)?;

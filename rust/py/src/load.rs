@@ -4,12 +4,13 @@ use crate::error;
 use crate::framework::{Arena, BlkDriver, Domain, VqLine};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 use vduse_load::{
     Baseline, Direction, Engine, EngineError, LoadError, Op, Ours, Report, Spec, Stop, VdpaPort,
-    VirtioDriver, VirtioDriverSetup, VirtioDrivers, run,
+    VirtioDriver, VirtioDriverSetup, VirtioDrivers, run, virtio_drivers_entropy,
 };
 
 #[derive(FromPyObject)]
@@ -252,14 +253,38 @@ fn load_virtio_drivers<'py>(
     spec: SpecArgs,
 ) -> PyResult<Bound<'py, PyDict>> {
     let spec = spec.check()?;
-    let domain = device.getattr("domain")?;
-    let dma = domain.cast::<Domain>()?.get().shared()?.clone();
-    let line = device.call_method1("vq_line", (0,))?;
-    let line = line.cast::<VqLine>()?.get().shared()?.clone();
+    let (dma, line) = parts(&device)?;
     let port = PyVdpa(device.unbind());
     load(py, &spec, move || {
         VirtioDrivers::new(dma, Box::new(port), line, spec.depth, spec.block_size)
     })
+}
+
+#[pyfunction]
+fn entropy_virtio_drivers<'py>(
+    py: Python<'py>,
+    device: Bound<'py, PyAny>,
+    length: usize,
+    part: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let (dma, line) = parts(&device)?;
+    let port = PyVdpa(device.unbind());
+    let mut out = vec![0; length];
+    py.detach(|| virtio_drivers_entropy(dma, Box::new(port), line, &mut out, part.max(1)))
+        .map_err(engine_error)?;
+    Ok(PyBytes::new(py, &out))
+}
+
+/// The domain of a vDPA device, and the line of its first virtqueue.
+fn parts(
+    device: &Bound<'_, PyAny>,
+) -> PyResult<(Arc<vduse_framework::Domain>, Arc<vduse_framework::VqLine>)> {
+    let domain = device.getattr("domain")?;
+    let line = device.call_method1("vq_line", (0,))?;
+    Ok((
+        domain.cast::<Domain>()?.get().shared()?.clone(),
+        line.cast::<VqLine>()?.get().shared()?.clone(),
+    ))
 }
 
 /// Adds this half's functions to the module.
@@ -268,5 +293,6 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(load_virtio_driver, m)?)?;
     m.add_function(wrap_pyfunction!(load_virtio_drivers, m)?)?;
     m.add_function(wrap_pyfunction!(copy_baseline, m)?)?;
+    m.add_function(wrap_pyfunction!(entropy_virtio_drivers, m)?)?;
     Ok(())
 }
