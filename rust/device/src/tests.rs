@@ -1,5 +1,6 @@
 //! The whole data path: a driver's ring on one side, test backends on the other.
 
+mod hot;
 mod races;
 
 use crate::backend::{

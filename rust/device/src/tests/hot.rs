@@ -1,0 +1,170 @@
+//! Hot queues, deadlines of engines, and which worker serves what.
+
+use super::*;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Instant;
+
+/// An engine that holds reads back until its deadline, and marks what it sees completed.
+struct Patient(Arc<Promise>);
+
+#[derive(Default)]
+struct Promise {
+    /// It has a deadline once this is set.
+    is_due: AtomicBool,
+    completer: Mutex<Option<Completer>>,
+    cancelled: AtomicBool,
+    held: Condvar,
+    tokens: Mutex<Vec<Token>>,
+}
+
+impl Promise {
+    /// What waits has waited long enough.
+    fn fulfil(&self) {
+        let tokens = self.tokens.lock().unwrap();
+        drop(self.held.wait_while(tokens, |tokens| tokens.is_empty()));
+        self.is_due.store(true, SeqCst);
+        self.completer.lock().unwrap().as_ref().unwrap().wake();
+    }
+}
+
+impl Backend for Patient {
+    fn info(&self) -> Info {
+        Info {
+            size: Length(DISK),
+            block_size: 512,
+            read_only: false,
+            can_discard: false,
+            kind: Kind::Direct,
+        }
+    }
+
+    fn attach(&self, local: &Local) -> Result<Box<dyn Engine>, Error> {
+        *self.0.completer.lock().unwrap() = Some(local.completer.clone());
+        Ok(Box::new(PatientEngine(self.0.clone())))
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+struct PatientEngine(Arc<Promise>);
+
+impl Engine for PatientEngine {
+    fn submit(&mut self, token: Token, op: Op) -> Submitted {
+        if let Op::Write { .. } = op {
+            // By the completer, which `completed` sees.
+            let completer = self.0.completer.lock().unwrap().clone().unwrap();
+            completer.complete(Completion {
+                token,
+                result: Ok(()),
+                data: None,
+            });
+        } else {
+            self.0.tokens.lock().unwrap().push(token);
+            self.0.held.notify_all();
+        }
+        Submitted::Pending
+    }
+
+    fn cancel(&mut self, _token: Token) {
+        self.0.cancelled.store(true, SeqCst);
+    }
+
+    fn completed(&mut self, completion: &mut Completion) {
+        completion.result = Err(rustix::io::Errno::IO);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let is_due = self.0.is_due.load(SeqCst) || self.0.cancelled.load(SeqCst);
+        let waits = !self.0.tokens.lock().unwrap().is_empty();
+        (is_due && waits).then(Instant::now)
+    }
+
+    fn expire(&mut self, _now: Instant, ended: &mut Vec<Completion>) {
+        for token in self.0.tokens.lock().unwrap().drain(..) {
+            ended.push(Completion {
+                token,
+                result: Ok(()),
+                data: None,
+            });
+        }
+    }
+}
+
+#[test]
+fn an_engine_that_is_woken_lets_what_it_held_go_on_when_its_deadline_has_passed() {
+    let pool = pool();
+    let promise = Arc::new(Promise::default());
+    let mut rig = Rig::new(&pool, Arc::new(Patient(promise.clone())), false);
+    rig.send(1, None, 1);
+    promise.fulfil();
+    assert_eq!(rig.wait(), (1, 0), "`completed` does not see it");
+}
+
+#[test]
+fn an_engine_sees_what_the_completer_brings_before_the_request_does() {
+    let pool = pool();
+    let promise = Arc::new(Promise::default());
+    let mut rig = Rig::new(&pool, Arc::new(Patient(promise)), true);
+    rig.send(1, Some(1), 1);
+    assert_eq!(rig.wait(), (1, 1), "its error has become the request's");
+}
+
+#[test]
+fn what_a_direct_engine_holds_ends_by_its_deadline_when_it_is_cancelled() {
+    let pool = pool();
+    let promise = Arc::new(Promise::default());
+    let mut rig = Rig::new(&pool, Arc::new(Patient(promise.clone())), false);
+    rig.send(1, None, 1);
+    let tokens = promise.tokens.lock().unwrap();
+    drop(promise.held.wait_while(tokens, |tokens| tokens.is_empty()));
+    assert!(rig.path.reset(LONG));
+    assert!(promise.cancelled.load(SeqCst));
+    assert_eq!(rig.status(1), 0xff);
+}
+
+#[test]
+fn a_queue_that_nobody_kicks_is_seen_while_it_is_hot_and_kicked_while_it_is_not() {
+    let pool = pool();
+    for packed in [false, true] {
+        let mut rig = Rig::new(&pool, memory(), packed);
+        for round in 0..2000 {
+            // As the device asks for kicks or not: a lost one is a standstill.
+            rig.send(round % 8, Some(1), 1);
+            assert_eq!(rig.wait(), (round % 8, 0));
+        }
+        rig.path.stop_queue(0, LONG).unwrap();
+        let stats = rig.path.stats().0;
+        assert!(stats.kicks <= stats.batches, "{stats:?}");
+    }
+}
+
+#[test]
+fn a_queue_that_was_stopped_asks_for_kicks() {
+    let pool = pool();
+    for packed in [false, true] {
+        let mut rig = Rig::new(&pool, memory(), packed);
+        rig.send(1, Some(1), 1);
+        rig.wait();
+        rig.path.stop_queue(0, LONG).unwrap();
+        let at = BUFFERS + 2 * SLOT;
+        let status = [Guest::segment(at, 1)];
+        rig.driver.add(&[], &status, 2).unwrap();
+        assert!(rig.driver.publish(), "for whoever goes on with it");
+    }
+}
+
+#[test]
+fn queues_are_spread_over_the_workers_from_the_first_one_on() {
+    let pool = TestPool::new(3);
+    let rigs: Vec<Rig> = (0..6).map(|_| Rig::idle(&pool, memory(), false)).collect();
+    let mut firsts: Vec<usize> = rigs.iter().map(|rig| rig.path.first_worker()).collect();
+    firsts.sort_unstable();
+    assert_eq!(firsts, [0, 0, 1, 1, 2, 2], "before any queue runs");
+    drop(rigs);
+    let rig = Rig::idle(&pool, memory(), false);
+    rig.start().unwrap();
+    let other = Rig::idle(&pool, memory(), false);
+    assert_ne!(rig.path.first_worker(), other.path.first_worker());
+}
