@@ -1,0 +1,115 @@
+//! What a client has sent and was not looked at yet. One system call takes many requests, and
+//! the rest of a large payload goes straight to where it belongs.
+
+use crate::wire::Header;
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
+use std::io::IoSliceMut;
+use std::os::fd::OwnedFd;
+
+/// Bytes taken at once.
+const BYTES: usize = 128 << 10;
+
+/// A connection's receive buffer.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// The socket has nothing more, until it says so.
+    is_drained: bool,
+    has_ended: bool,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Inbox {
+        Inbox {
+            bytes: vec![0; BYTES].into(),
+            start: 0,
+            end: 0,
+            is_drained: false,
+            has_ended: false,
+        }
+    }
+
+    /// The socket may have more.
+    pub(crate) fn more(&mut self) {
+        self.is_drained = false;
+    }
+
+    /// Whether a look at the socket could bring something.
+    pub(crate) fn can_fill(&self) -> bool {
+        !self.is_drained && !self.has_ended
+    }
+
+    /// The client sends nothing any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Bytes not looked at.
+    pub(crate) fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// The next header, if it is there as a whole; it stays.
+    pub(crate) fn header(&self) -> Option<&[u8; Header::BYTES]> {
+        self.bytes[self.start..self.end].first_chunk()
+    }
+
+    /// Passes over at most `len` bytes: how many.
+    pub(crate) fn skip(&mut self, len: usize) -> usize {
+        let len = len.min(self.len());
+        self.start += len;
+        len
+    }
+
+    /// Copies what is there: how many bytes.
+    pub(crate) fn copy_to(&mut self, to: &mut [u8]) -> usize {
+        let len = to.len().min(self.len());
+        to[..len].copy_from_slice(&self.bytes[self.start..][..len]);
+        self.start += len;
+        len
+    }
+
+    /// Takes from the socket what it has, first for `direct`, the rest for the buffer. Returns
+    /// how many bytes went to `direct`; `None` if there was nothing, not even an end. Never
+    /// waits.
+    pub(crate) fn fill(
+        &mut self,
+        socket: &OwnedFd,
+        direct: &mut [u8],
+    ) -> Result<Option<usize>, Errno> {
+        self.bytes.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        let wanted = direct.len();
+        let room = wanted + self.bytes.len() - self.end;
+        let received = {
+            let mut parts = [
+                IoSliceMut::new(direct),
+                IoSliceMut::new(&mut self.bytes[self.end..]),
+            ];
+            // No direct part: the buffer alone.
+            let parts = &mut parts[usize::from(wanted == 0)..];
+            // Ancillary data (fds) find no room and are closed by the kernel.
+            let mut control = RecvAncillaryBuffer::default();
+            recvmsg(socket, parts, &mut control, RecvFlags::DONTWAIT)
+        };
+        let bytes = match received {
+            Ok(message) => message.bytes,
+            Err(Errno::AGAIN) => {
+                self.is_drained = true;
+                return Ok(None);
+            }
+            Err(Errno::INTR) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        self.has_ended = bytes == 0;
+        // Less than there was room for: the socket is empty (epoll(7)), and says when it is not.
+        self.is_drained = bytes < room;
+        let direct = bytes.min(wanted);
+        self.end += bytes - direct;
+        Ok(Some(direct))
+    }
+}
