@@ -197,7 +197,8 @@ impl Connection {
     }
 
     /// Before its worker sleeps.
-    pub(crate) fn arm(&self) -> Armed {
+    pub(crate) fn arm(&mut self) -> Armed {
+        self.inbox.look_again();
         let can_receive = self.phase == Phase::Open && self.is_hungry() && self.inbox.can_fill();
         let can_send = !self.outbox.is_empty() && !self.outbox.is_blocked();
         match can_receive || can_send || self.is_over() {

@@ -16,8 +16,10 @@ pub(crate) struct Inbox {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
-    /// The socket has nothing more, until it says so.
+    /// The socket has no more data, until it says so.
     is_drained: bool,
+    /// It has no end either.
+    is_idle: bool,
     has_ended: bool,
 }
 
@@ -28,6 +30,7 @@ impl Inbox {
             start: 0,
             end: 0,
             is_drained: false,
+            is_idle: false,
             has_ended: false,
         }
     }
@@ -35,6 +38,12 @@ impl Inbox {
     /// The socket may have more.
     pub(crate) fn more(&mut self) {
         self.is_drained = false;
+        self.is_idle = false;
+    }
+
+    /// Before a sleep: the end may have come together with the last data, and is not told again.
+    pub(crate) fn look_again(&mut self) {
+        self.is_drained = self.is_idle;
     }
 
     /// Whether a look at the socket could bring something.
@@ -100,14 +109,16 @@ impl Inbox {
             Ok(message) => message.bytes,
             Err(Errno::AGAIN) => {
                 self.is_drained = true;
+                self.is_idle = true;
                 return Ok(None);
             }
             Err(Errno::INTR) => return Ok(None),
             Err(errno) => return Err(errno),
         };
         self.has_ended = bytes == 0;
-        // Less than there was room for: the socket is empty (epoll(7)), and says when it is not.
+        // Less than there was room for: there was no more data (epoll(7)).
         self.is_drained = bytes < room;
+        self.is_idle = false;
         let direct = bytes.min(wanted);
         self.end += bytes - direct;
         Ok(Some(direct))

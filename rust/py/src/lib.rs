@@ -14,6 +14,7 @@ mod fork;
 mod framework;
 mod layers;
 mod load;
+mod nbd;
 mod report;
 mod virtqueue;
 
@@ -28,5 +29,6 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     layers::register(m)?;
     chains::register(m)?;
     load::register(m)?;
+    nbd::register(m)?;
     Ok(())
 }

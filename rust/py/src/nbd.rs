@@ -1,0 +1,107 @@
+//! Binding of the NBD export; see `_native.pyi` for what each method promises.
+
+use crate::datapath::Lease;
+use crate::device::Pool;
+use crate::fork::PerProcess;
+use crate::framework::BlkDriver;
+use crate::{error, fd};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::os::fd::AsRawFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use vduse_nbd::{AttachError, Export, Options};
+
+/// Connections in the transmission phase; see `_native.pyi`.
+#[pyclass(frozen, module = "vduse._native")]
+struct NbdExport {
+    export: PerProcess<Export>,
+    /// The pool's, until the export is closed.
+    lease: Mutex<Option<Lease>>,
+    _workers: PerProcess<vduse_worker::Pool>,
+}
+
+#[pymethods]
+impl NbdExport {
+    #[new]
+    #[pyo3(signature = (driver, pool, *, first_worker = 0))]
+    fn new(driver: &BlkDriver, pool: &Pool, first_worker: usize) -> PyResult<NbdExport> {
+        let driver = driver.shared()?.clone();
+        let workers =
+            vduse_worker::Pool::new(Some(pool.open()?.workers())).map_err(error::errno)?;
+        let export = Export::new(driver, workers.handle(), first_worker).map_err(error::errno)?;
+        Ok(NbdExport {
+            export: PerProcess::new(export),
+            lease: Mutex::new(Some(pool.lease.clone())),
+            _workers: PerProcess::new(workers),
+        })
+    }
+
+    #[pyo3(signature = (fd, *, structured, base_allocation))]
+    fn attach(&self, fd: c_int, structured: bool, base_allocation: bool) -> PyResult<()> {
+        let export = self.export.get()?;
+        let socket = fd::take(fd)?;
+        if base_allocation && !structured {
+            return Err(PyValueError::new_err(
+                "base:allocation needs structured replies",
+            ));
+        }
+        let options = Options {
+            structured,
+            base_allocation,
+        };
+        export
+            .attach(socket, options)
+            .map_err(|refused| match refused {
+                AttachError::Closed => error::closed("export"),
+                AttachError::Socket(errno) => error::os_error(errno, refused),
+            })
+    }
+
+    #[getter]
+    fn connections(&self) -> PyResult<usize> {
+        Ok(self.export.get()?.connections())
+    }
+
+    #[getter]
+    fn event_fd(&self) -> PyResult<c_int> {
+        Ok(self.export.get()?.event_fd().as_raw_fd())
+    }
+
+    fn events(&self) -> PyResult<Vec<String>> {
+        Ok(self.export.get()?.events())
+    }
+
+    fn stats(&self) -> PyResult<BTreeMap<&'static str, u64>> {
+        let stats = self.export.get()?.stats();
+        Ok(BTreeMap::from([
+            ("connections", stats.connections),
+            ("requests", stats.requests),
+            ("bytes_read", stats.bytes_read),
+            ("bytes_written", stats.bytes_written),
+            ("errors", stats.errors),
+        ]))
+    }
+
+    fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
+        let export = self.export.get()?;
+        let timeout = Duration::try_from_secs_f64(timeout)
+            .map_err(|error| PyValueError::new_err(format!("timeout: {error}")))?;
+        let answered = py.detach(|| export.close(timeout));
+        let lease = self
+            .lease
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(lease);
+        Ok(answered)
+    }
+}
+
+/// Adds the class to the module.
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<NbdExport>()
+}
