@@ -1,18 +1,16 @@
 //! Binding of the NBD export; see `_native.pyi` for what each method promises.
 
-use crate::datapath::Lease;
+use crate::datapath::{Lease, seconds};
 use crate::device::Pool;
 use crate::fork::PerProcess;
 use crate::framework::BlkDriver;
 use crate::{error, fd};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 use vduse_nbd::{AttachError, Export, Options};
 
 /// Connections in the transmission phase; see `_native.pyi`.
@@ -21,7 +19,6 @@ struct NbdExport {
     export: PerProcess<Export>,
     /// The pool's, until the export is closed.
     lease: Mutex<Option<Lease>>,
-    _workers: PerProcess<vduse_worker::Pool>,
 }
 
 #[pymethods]
@@ -30,13 +27,10 @@ impl NbdExport {
     #[pyo3(signature = (driver, pool, *, first_worker = 0))]
     fn new(driver: &BlkDriver, pool: &Pool, first_worker: usize) -> PyResult<NbdExport> {
         let driver = driver.shared()?.clone();
-        let workers =
-            vduse_worker::Pool::new(Some(pool.open()?.workers())).map_err(error::errno)?;
-        let export = Export::new(driver, workers.handle(), first_worker).map_err(error::errno)?;
+        let export = Export::new(driver, pool.handle()?, first_worker).map_err(error::errno)?;
         Ok(NbdExport {
             export: PerProcess::new(export),
             lease: Mutex::new(Some(pool.lease.clone())),
-            _workers: PerProcess::new(workers),
         })
     }
 
@@ -88,8 +82,7 @@ impl NbdExport {
 
     fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
         let export = self.export.get()?;
-        let timeout = Duration::try_from_secs_f64(timeout)
-            .map_err(|error| PyValueError::new_err(format!("timeout: {error}")))?;
+        let timeout = seconds(timeout)?;
         let answered = py.detach(|| export.close(timeout));
         let lease = self
             .lease
