@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,14 @@ class StreamRng(VirtioDevice):
             chain.complete()
 
 
+class HoldingRng(StreamRng):
+    """Keeps every chain, and says so on standard output."""
+
+    def submit(self, queue: int, batch: _native.ChainBatch) -> None:
+        self._held = [*batch]
+        print("held", flush=True)
+
+
 @dataclass
 class RngStack:
     """A framework with one entropy device on the bus."""
@@ -84,10 +93,13 @@ def served(device: VirtioDevice, framework: Framework) -> Iterator[None]:
 
 
 @contextmanager
-def served_by_child(framework: Framework, *, packed: bool) -> Iterator[subprocess.Popen[str]]:
-    """A :class:`StreamRng` in a child."""
+def served_by_child(
+    framework: Framework, *, packed: bool, hold: bool = False
+) -> Iterator[subprocess.Popen[str]]:
+    """A :class:`StreamRng`, or a :class:`HoldingRng`, in a child; the user may kill it."""
     fd = framework.control()
-    arguments = [sys.executable, "-m", "tests.system.python_device", str(fd), str(int(packed))]
+    options = [str(fd), "packed" * packed, "hold" * hold]
+    arguments = [sys.executable, "-m", "tests.system.python_device", *options]
     child = subprocess.Popen(arguments, pass_fds=[fd], stdout=subprocess.PIPE, text=True)
     os.close(fd)
     with child:
@@ -95,13 +107,13 @@ def served_by_child(framework: Framework, *, packed: bool) -> Iterator[subproces
         assert child.stdout.readline() == f"ready {NAME}\n"
         yield child
         child.terminate()
-    assert child.returncode == 0
+    assert child.returncode in (0, -signal.SIGKILL)
 
 
-def main(control_fd: int, packed: bool) -> int:
+def main(control_fd: str, packed: str, hold: str) -> int:
     """The child."""
-    control = inherited(control_fd)
-    device = StreamRng(NAME, packed=packed)
+    control = inherited(int(control_fd))
+    device = (HoldingRng if hold else StreamRng)(NAME, packed=bool(packed))
 
     def start() -> StreamRng:
         device.start(control)
@@ -113,4 +125,4 @@ def main(control_fd: int, packed: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), bool(int(sys.argv[2]))))
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,201 @@
+"""An entropy device served in Python, from end to end: our driver, in this process and in a
+child, on split and packed virtqueues; takeover."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.system.python_device import (
+    NAME,
+    StreamRng,
+    Where,
+    rng_stack,
+    served,
+    served_by_child,
+    stream,
+)
+from tests.system.stage import LIMIT, LogWatch
+from vduse import _native
+from vduse.bus.class_driver import QueueDriver
+from vduse.bus.errors import NoDriver
+from vduse.bus.virtio_blk import VirtioBlk
+from vduse.bus.virtio_rng import VirtioRng
+from vduse.control.features import DeviceId
+from vduse.devices.virtio import VirtioDevice
+from vduse.framework import Framework
+
+both_formats = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+
+
+@both_formats
+@pytest.mark.parametrize("where", ["process", "child"])
+def test_5_4_what_is_read_is_what_the_device_writes(where: Where, packed: bool) -> None:
+    with rng_stack(where, packed=packed) as stack:
+        rng = stack.framework.driver(NAME, VirtioRng)
+        parts = [rng.read(length) for length in (1, 4096, 0, 100_000, 3 << 20)]
+        assert b"".join(parts) == stream(sum(map(len, parts)))
+
+
+def test_readers_of_several_threads_get_different_bytes() -> None:
+    with rng_stack("process") as stack, ThreadPoolExecutor(4) as threads:
+        rng = stack.framework.driver(NAME, VirtioRng)
+        parts = set(threads.map(lambda _: rng.read(64), range(64)))
+        assert len(parts) == 64
+
+
+class Silent(VirtioDevice):
+    """Answers when it is told to."""
+
+    DEVICE_ID = DeviceId.RNG
+
+    def __init__(self) -> None:
+        super().__init__(NAME, drain_timeout=LIMIT)
+        self.kept: list[_native.Chain] = []
+        self._came = threading.Semaphore(0)
+
+    def submit(self, queue: int, batch: _native.ChainBatch) -> None:
+        self.kept += batch
+        self._came.release(len(batch))
+
+    def wait_kept(self) -> None:
+        """Waits for one more chain."""
+        assert self._came.acquire(timeout=LIMIT)
+
+    def drain(self, queue: int) -> None:
+        for chain in self.kept:
+            chain.complete(0)
+
+
+def test_a_read_times_out_and_the_late_answer_is_nobodys() -> None:
+    device = Silent()
+    with Framework(device_ids=[DeviceId.RNG]) as framework, served(device, framework):
+        framework.dev_add(NAME)
+        rng = framework.driver(NAME, VirtioRng)
+        with pytest.raises(TimeoutError):
+            rng.read(4, timeout=0.01)
+        with ThreadPoolExecutor(1) as thread:
+            second = thread.submit(rng.read, 4, LIMIT)
+            device.wait_kept()
+            device.wait_kept()
+            for chain, answer in zip(device.kept, (b"late", b"next"), strict=True):
+                chain.write(answer)
+                chain.complete()
+            assert second.result() == b"next"
+        framework.dev_del(NAME)
+
+
+@both_formats
+def test_who_takes_over_gets_the_chains_that_were_held(packed: bool) -> None:
+    with Framework(device_ids=[DeviceId.RNG]) as framework, ThreadPoolExecutor(1) as thread:
+        child = served_by_child(framework, packed=packed, hold=True)
+        with child as process:
+            framework.dev_add(NAME)
+            rng = framework.driver(NAME, VirtioRng)
+            read = thread.submit(rng.read, 16)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            process.kill()
+        with served(StreamRng(NAME, packed=packed), framework):
+            assert read.result(LIMIT) == stream(16)
+            framework.dev_del(NAME)
+
+
+def test_a_removed_device_ends_reads() -> None:
+    device = Silent()
+    with Framework(device_ids=[DeviceId.RNG]) as framework, served(device, framework):
+        framework.dev_add(NAME)
+        rng = framework.driver(NAME, VirtioRng)
+        with ThreadPoolExecutor(1) as thread:
+            read = thread.submit(rng.read, 4)
+            device.wait_kept()
+            framework.dev_del(NAME)
+            with pytest.raises(OSError) as ended:
+                read.result(LIMIT)
+        assert ended.value.errno == errno.ENODEV
+
+
+def test_an_empty_answer_is_an_error_of_the_device() -> None:
+    device = Silent()
+    device.submit = lambda queue, batch: batch.complete(0)  # type: ignore[method-assign]
+    with Framework(device_ids=[DeviceId.RNG]) as framework, served(device, framework):
+        framework.dev_add(NAME)
+        with pytest.raises(OSError, match="used with no bytes"):
+            framework.driver(NAME, VirtioRng).read(4)
+        framework.dev_del(NAME)
+
+
+def test_other_device_types_are_refused_unless_they_are_asked_for() -> None:
+    device = StreamRng(NAME)
+    with Framework() as framework, pytest.raises(OSError) as refused, served(device, framework):
+        pass
+    assert refused.value.errno == errno.EINVAL
+
+
+class Echo(VirtioDevice):
+    """A device type of the test's own."""
+
+    DEVICE_ID = 42
+
+    def submit(self, queue: int, batch: _native.ChainBatch) -> None:
+        for chain in batch:
+            chain.write(chain.read()[::-1])
+            chain.complete()
+
+    def config(self) -> bytes:
+        return b"echo"
+
+
+class EchoDriver(QueueDriver):
+    """Its driver."""
+
+    def echo(self, *pieces: bytes) -> bytes:
+        """All pieces, backwards."""
+        (queue,) = self.queues
+        queue.add(list(pieces), [5, 100])
+        queue.kick()
+        assert queue.wait(LIMIT)
+        ((_, data),) = queue.reap()
+        assert queue.outstanding == 0
+        return data
+
+
+def test_a_device_type_and_a_class_driver_of_ones_own() -> None:
+    device = Echo("echo0")
+    with (
+        Framework(device_ids=[42], class_drivers={42: EchoDriver}) as framework,
+        served(device, framework),
+        LogWatch("WARNING") as log,
+    ):
+        framework.dev_add("echo0")
+        driver = framework.driver("echo0", EchoDriver)
+        assert driver.echo(b"abc", b"defgh") == b"hgfedcba"
+        assert driver.config() == b"echo"
+        with pytest.raises(NoDriver, match="driven by EchoDriver, no VirtioBlk"):
+            framework.driver("echo0", VirtioBlk)
+        with pytest.raises(ValueError, match="never fits"):
+            driver.queues[0].add([], [])
+        framework.dev_del("echo0")
+        with pytest.raises(OSError) as ended:
+            driver.echo(b"")
+        assert ended.value.errno == errno.ENODEV
+        assert log.lines == []
+
+
+def test_a_framework_without_a_class_driver_says_so() -> None:
+    with (
+        Framework(device_ids=[42]) as framework,
+        served(Echo("echo0"), framework),
+        pytest.raises(NoDriver, match="virtio device 42"),
+    ):
+        framework.dev_add("echo0")
+
+
+@pytest.mark.parametrize("sizes", [(0,), (3,), (128, 1 << 16)])
+def test_queue_sizes_are_powers_of_two(sizes: tuple[int, ...]) -> None:
+    kind = type("Odd", (Echo,), {"QUEUE_SIZES": sizes})
+    with pytest.raises(ValueError, match="QUEUE_SIZES"):
+        kind("odd0")
