@@ -28,6 +28,7 @@ __all__ = [
     "entropy_virtio_drivers",
     "layer_delay",
     "layer_error",
+    "layer_overlay",
     "layer_read_only",
     "layer_throttle",
     "load_ours",
@@ -342,6 +343,9 @@ class Backend:
     @property
     def engine(self) -> str:
         """``none``, ``io_uring`` or ``threads``: what really serves."""
+    @property
+    def overlay_allocated(self) -> int:
+        """Bytes of memory that hold what overlays among its layers keep."""
     def refresh_size(self) -> int:
         """Looks at the file's size again (resize); bytes."""
     def flush(self) -> None: ...
@@ -353,6 +357,9 @@ class Backend:
 # that are refused with OSError EBUSY. The same where a data path is on it already.
 # :mod:`vduse.backends.layers` is the typed front. An operation's name is one of read, write,
 # flush, discard, write_zeroes.
+
+def layer_overlay(below: Backend) -> Backend:
+    """Changes are kept in memory; ``below`` is never written."""
 
 def layer_read_only(below: Backend) -> Backend:
     """Changes are refused with EROFS."""

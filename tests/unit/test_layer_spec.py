@@ -14,7 +14,7 @@ from vduse.backends.spec import open_backend
     ("layer", "message"),
     [
         ("readonly", "no such layer 'readonly', did you mean 'read-only'?"),
-        ("?", "no such layer '?'; there are read-only, delay, error, throttle"),
+        ("?", "no such layer '?'; there are read-only, delay, error, throttle, overlay"),
         ("delay,read", "delay,read: 'read' is not key=value"),
         ("delay,read=1s,read=2s", "delay,read=1s,read=2s: read is given twice"),
         ("delay,raed=1s", "delay: no such key 'raed', did you mean 'read'?"),

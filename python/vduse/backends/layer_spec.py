@@ -134,4 +134,5 @@ _LAYERS = {
         },
     ),
     "throttle": _Layer(_throttle, {name: _limit_parser(name) for name in _LIMITS}),
+    "overlay": _Layer(layers.overlay, {}, spares_below=True),
 }

@@ -153,3 +153,11 @@ def throttle(backend: _native.Backend, throttle: Throttle) -> _native.Backend:
     virtqueue. Flushes do not wait, and pass those that do. Stopping a device waits for what
     waits here; a reset cancels it."""
     return _native.layer_throttle(backend, throttle.native)
+
+
+def overlay(backend: _native.Backend) -> _native.Backend:
+    """Copy on write: changes are kept in memory, by sectors of 512 bytes, and are gone when it is
+    closed; ``backend`` is read and never written. ``overlay_allocated`` of the result says how
+    many bytes they take: whole pages of 4 KiB, none for zeroes. Discarded sectors read as zeroes;
+    a flush has nothing to do."""
+    return _native.layer_overlay(backend)

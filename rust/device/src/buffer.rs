@@ -96,6 +96,33 @@ impl Buffer {
         }
     }
 
+    /// As [`Buffer::write`], from the byte at `offset` on.
+    pub fn write_at(&self, offset: u64, from: &[u8]) {
+        let mut rest = from;
+        for piece in self.pieces_from(offset) {
+            // SAFETY: as in `write`.
+            rest = &rest[unsafe { piece.write_from(rest) }..];
+        }
+    }
+
+    /// As [`Buffer::read`], from the byte at `offset` on.
+    pub fn read_at(&self, offset: u64, to: &mut [u8]) {
+        let mut done = 0;
+        for piece in self.pieces_from(offset) {
+            // SAFETY: as in `write`, for reads.
+            done += unsafe { piece.read_into(&mut to[done..]) };
+        }
+    }
+
+    fn pieces_from(&self, offset: u64) -> impl Iterator<Item = Piece> {
+        let mut skip = offset as usize;
+        self.pieces.iter().filter_map(move |piece| {
+            let skipped = skip.min(piece.len);
+            skip -= skipped;
+            piece.part(skipped, piece.len - skipped)
+        })
+    }
+
     /// All bytes, copied.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len as usize];

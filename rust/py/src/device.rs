@@ -228,6 +228,11 @@ impl Backend {
         Ok(self.backend.get()?.engine_name())
     }
 
+    #[getter]
+    fn overlay_allocated(&self) -> PyResult<u64> {
+        Ok(self.backend.get()?.overlay_allocated())
+    }
+
     fn refresh_size(&self, py: Python<'_>) -> PyResult<u64> {
         let backend = self.open()?;
         py.detach(|| backend.refresh_size()).map_err(backend_error)

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use vduse_device::layers::{
-    Delay, ErrorLayer, Layer, Layered, Limits, OpKind, OpKinds, Pause, Rate, ReadOnly, Rule,
-    RuleId, ThrottleLayer,
+    Delay, ErrorLayer, Layer, Layered, Limits, OpKind, OpKinds, Overlay, Pause, Rate, ReadOnly,
+    Rule, RuleId, ThrottleLayer,
 };
 use vduse_device::{Extent, Length, Offset};
 
@@ -21,6 +21,11 @@ fn on(below: &Bound<'_, Backend>, layer: impl Layer + 'static) -> PyResult<Backe
 #[pyfunction]
 fn layer_read_only(below: &Bound<'_, Backend>) -> PyResult<Backend> {
     on(below, ReadOnly)
+}
+
+#[pyfunction]
+fn layer_overlay(below: &Bound<'_, Backend>) -> PyResult<Backend> {
+    on(below, Overlay::new())
 }
 
 #[pyfunction]
@@ -202,6 +207,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Throttle>()?;
     m.add_function(wrap_pyfunction!(layer_throttle, m)?)?;
     m.add_function(wrap_pyfunction!(layer_error, m)?)?;
+    m.add_function(wrap_pyfunction!(layer_overlay, m)?)?;
     m.add_function(wrap_pyfunction!(layer_read_only, m)?)?;
     m.add_function(wrap_pyfunction!(layer_delay, m)?)
 }

@@ -199,6 +199,11 @@ pub trait Backend: Send + Sync {
         self.flush()
     }
 
+    /// Bytes of memory that hold what overlays among its layers keep.
+    fn overlay_allocated(&self) -> u64 {
+        0
+    }
+
     /// How the link to whatever holds the bytes stands.
     fn connection(&self) -> Connection {
         Connection::Local

@@ -8,6 +8,7 @@ mod delay;
 mod error;
 mod held;
 mod kinds;
+mod overlay;
 mod random;
 mod read_only;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod throttle;
 pub use delay::{Delay, Pause};
 pub use error::{ErrorLayer, Faults, Rule, RuleId};
 pub use kinds::{OpKind, OpKinds};
+pub use overlay::Overlay;
 pub use read_only::ReadOnly;
 pub use throttle::{Limits, Rate, Split, Throttle, ThrottleLayer};
 
@@ -28,6 +30,11 @@ pub trait Layer: Send + Sync {
     /// What the disk is with this layer on it.
     fn info(&self, below: Info) -> Info {
         below
+    }
+
+    /// Bytes of memory that hold what an overlay keeps.
+    fn overlay_allocated(&self) -> u64 {
+        0
     }
 
     /// The layer's engine around the engine of a virtqueue, on the calling worker's thread.
@@ -70,6 +77,10 @@ impl<L: Layer> Backend for Layered<L> {
 
     fn close(&self) -> Result<(), Error> {
         self.below.close()
+    }
+
+    fn overlay_allocated(&self) -> u64 {
+        self.layer.overlay_allocated() + self.below.overlay_allocated()
     }
 
     fn connection(&self) -> Connection {

@@ -79,6 +79,7 @@ impl Engine for SlowEngine {
 /// A layer on a [`Slow`] backend.
 pub(super) struct Bench {
     pub(super) engine: Box<dyn Engine>,
+    pub(super) local: Local,
     log: Log,
 }
 
@@ -103,6 +104,7 @@ impl Bench {
         };
         Bench {
             engine: Layered::new(below, layer).attach(&local).unwrap(),
+            local,
             log: Log::default(),
         }
     }

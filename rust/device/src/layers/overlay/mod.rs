@@ -1,0 +1,147 @@
+//! Layer `overlay`: copy on write. Changes are kept in memory; the backend beneath is read and
+//! never written.
+
+mod store;
+#[cfg(test)]
+mod tests;
+
+use super::Layer;
+use crate::backend::{Completion, Engine, Info, Local, Op, Submitted, Token};
+use crate::{Buffer, Extent};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+use store::{Held, Store};
+
+/// Keeps what changes; it is gone with the layer.
+pub struct Overlay {
+    store: Arc<Store>,
+}
+
+impl Overlay {
+    /// Nothing has changed yet.
+    #[allow(clippy::new_without_default, reason = "an overlay is made on purpose")]
+    pub fn new() -> Overlay {
+        Overlay {
+            store: Arc::new(Store::new()),
+        }
+    }
+}
+
+impl Layer for Overlay {
+    fn info(&self, below: Info) -> Info {
+        Info {
+            block_size: 512,
+            read_only: false,
+            can_discard: true,
+            ..below
+        }
+    }
+
+    fn wrap(&self, below: Box<dyn Engine>, _local: &Local) -> Box<dyn Engine> {
+        Box::new(OverlayEngine {
+            below,
+            store: self.store.clone(),
+            mixed: HashMap::new(),
+        })
+    }
+
+    fn overlay_allocated(&self) -> u64 {
+        self.store.allocated()
+    }
+}
+
+struct OverlayEngine {
+    below: Box<dyn Engine>,
+    store: Arc<Store>,
+    /// Reads at the engine beneath of which a part is held here.
+    mixed: HashMap<Token, (Extent, Buffer)>,
+}
+
+impl OverlayEngine {
+    /// A read of memory that belongs to the driver: during `submit`, or where a direct engine
+    /// has read into it.
+    fn fill(&self, extent: Extent, buffer: &Buffer) {
+        self.store
+            .read(extent, |at, bytes| buffer.write_at(at, bytes));
+    }
+
+    fn read(&mut self, token: Token, extent: Extent, buffer: Buffer) -> Submitted {
+        let shared = match self.store.holds(extent) {
+            Held::All => {
+                self.fill(extent, &buffer);
+                return Submitted::Done(Ok(()));
+            }
+            // What is written from now on may be seen or not: the read is under way.
+            Held::Nothing => None,
+            Held::Some => Some(buffer.share()),
+        };
+        let submitted = self.below.submit(token, Op::Read { extent, buffer });
+        if let Some(shared) = shared {
+            match submitted {
+                Submitted::Done(Ok(())) => self.fill(extent, &shared),
+                Submitted::Done(Err(_)) => {}
+                Submitted::Pending => drop(self.mixed.insert(token, (extent, shared))),
+            }
+        }
+        submitted
+    }
+
+    /// Puts what is held here over what was read beneath.
+    fn merge(&mut self, completion: &mut Completion) {
+        let Some((extent, buffer)) = self.mixed.remove(&completion.token) else {
+            return;
+        };
+        match (completion.result, &mut completion.data) {
+            (Err(_), _) => {}
+            (Ok(()), None) => self.fill(extent, &buffer),
+            (Ok(()), Some(data)) => self.store.read(extent, |at, bytes| {
+                let at = at as usize;
+                match data.get_mut(at..at + bytes.len()) {
+                    Some(part) => part.copy_from_slice(bytes),
+                    // Less than was asked for is no data.
+                    None => completion.result = Err(Errno::IO),
+                }
+            }),
+        }
+    }
+}
+
+impl Engine for OverlayEngine {
+    fn submit(&mut self, token: Token, op: Op) -> Submitted {
+        match op {
+            Op::Read { extent, buffer } => return self.read(token, extent, buffer),
+            Op::Write { extent, buffer } => self.store.write(extent, &buffer),
+            Op::Discard { extent } | Op::WriteZeroes { extent, .. } => self.store.zero(extent),
+            Op::Flush => {}
+        }
+        Submitted::Done(Ok(()))
+    }
+
+    fn flush(&mut self) {
+        self.below.flush();
+    }
+
+    fn cancel(&mut self, token: Token) {
+        self.mixed.remove(&token);
+        self.below.cancel(token);
+    }
+
+    fn completed(&mut self, completion: &mut Completion) {
+        self.below.completed(completion);
+        self.merge(completion);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.below.deadline()
+    }
+
+    fn expire(&mut self, now: Instant, ended: &mut Vec<Completion>) {
+        let before = ended.len();
+        self.below.expire(now, ended);
+        ended[before..]
+            .iter_mut()
+            .for_each(|completion| self.merge(completion));
+    }
+}
