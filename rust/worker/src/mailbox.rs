@@ -111,7 +111,7 @@ mod loom_tests {
     #[test]
     fn loom_no_letter_is_slept_over() {
         let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
+        model.preemption_bound = Some(3); // keeps three threads to seconds
         model.check(|| {
             let mailbox = Arc::new(Mailbox::new());
             // The eventfd: a signal stays until the worker has waited for it.
