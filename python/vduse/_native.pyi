@@ -1,10 +1,11 @@
 """The Rust half. Control calls only: no request of the data path passes through here, except
 those a Python program itself submits to a disk (:class:`BlkDriver`)."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
     "Arena",
@@ -18,9 +19,12 @@ __all__ = [
     "DataPath",
     "Domain",
     "Faults",
+    "IoBatch",
+    "IoRequest",
     "KickRelay",
     "NbdExport",
     "Pool",
+    "PythonBackend",
     "Throttle",
     "Virtqueue",
     "VqLine",
@@ -311,7 +315,7 @@ class Pool:
     def close(self) -> None:
         """Ends the threads. OSError EBUSY: a data path on it is not closed."""
 
-@final
+@disjoint_base
 class Backend:
     """What stores a disk's bytes."""
 
@@ -342,7 +346,7 @@ class Backend:
     def can_discard(self) -> bool: ...
     @property
     def engine(self) -> str:
-        """``none``, ``io_uring`` or ``threads``: what really serves."""
+        """``none``, ``io_uring``, ``threads`` or ``python``: what really serves."""
     @property
     def overlay_allocated(self) -> int:
         """Bytes of memory that hold what overlays among its layers keep."""
@@ -409,6 +413,116 @@ class Throttle:
 def layer_throttle(below: Backend, throttle: Throttle) -> Backend:
     """Operations wait for their turn under the limits of ``throttle``."""
 
+@final
+class PythonBackend(Backend):
+    """A disk served by Python code, with one call and one acquisition of the GIL a batch.
+    :class:`vduse.backends.python.PythonBackend` is its typed front."""
+
+    def __new__(
+        cls,
+        handler: object,
+        report: Callable[[str, BaseException | None], object],
+        closed: Callable[[], object],
+        *,
+        size: int,
+        block_size: int,
+        read_only: bool,
+        can_discard: bool,
+        batches: bool,
+    ) -> Self:
+        """With ``batches`` each batch is a call of ``handler.submit(batch)``; without, each
+        request one of ``handler.read(offset, buffer)``, ``write(offset, buffer)``, ``flush()``,
+        ``discard(offset, length)`` or ``write_zeroes(offset, length, unmap)``, all looked up
+        now. ``report(message, error)`` writes to the log; ``closed()`` is called once, at the
+        end. OSError EINVAL: ``size`` is no multiple of 512, or 0; ValueError: ``block_size`` is
+        no power of two from 512 to 65536."""
+    def resize(self, size: int) -> None:
+        """The disk has ``size`` bytes from now on; devices hear of it. OSError EINVAL."""
+    def complete(
+        self,
+        tokens: int | Sequence[int] | Buffer,
+        error: int | Sequence[int] | Buffer | None = None,
+    ) -> None:
+        """Completes requests by their tokens, from any thread: one, or many (unsigned 64-bit
+        integers where it is a buffer). ``error``: 0 or an errno, one for all, or as many as there
+        are tokens (signed 32-bit where it is a buffer). ValueError: some tokens name no open
+        request (the others are completed), or an error is neither 0 nor an errno."""
+    def python_stats(self) -> list[tuple[str, int]]:
+        """``batches``, ``requests``, ``exceptions``, ``dropped``, ``stale_views``."""
+    def shut(self, timeout: float) -> bool:
+        """No call of the handler begins any more: requests end with EIO. True once none is under
+        way; false if one still is after ``timeout`` seconds."""
+
+@final
+class IoBatch:
+    """The requests that a virtqueue had for its disk at one time, each to be completed once.
+
+    A sequence; ``batch[i]`` makes a new :class:`IoRequest` each time. It is also a buffer of
+    records, ``numpy.asarray(batch)`` without a copy: ``token`` (u8), ``offset`` and ``length`` in
+    bytes (u8), ``address`` of the data in this process or 0 (u8; valid until the request is
+    completed), ``op`` (u1, :class:`vduse.backends.python.IoOp`), ``may_unmap`` (?), ``result``
+    (i4, -1), which is the one to be written: see :meth:`commit`.
+
+    An open request that nobody can complete any more, because the batch, the request and all
+    views on them are gone, fails with EIO, unless it was deferred. May be used from any thread;
+    RuntimeError in a forked child.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> IoRequest: ...
+    def __iter__(self) -> Iterator[IoRequest]: ...
+    if sys.version_info >= (3, 12):  # below, it is one without the name
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+    @property
+    def open(self) -> int:
+        """How many are not completed."""
+    def complete(self, error: int = 0) -> int:
+        """Completes all that are open, with success or an errno; how many."""
+    def commit(self) -> int:
+        """Completes those whose record's ``result`` says how: 0 success, an errno failure (EIO
+        where there is no such), -1 not yet; how many."""
+    def defer(self) -> None:
+        """Open requests stay so when the batch is gone, to be completed by their tokens."""
+
+@final
+class IoRequest:
+    """One request of a batch. May be used from any thread; RuntimeError in a forked child.
+
+    A request of a driver that was reset is ``completed`` by itself; completing it once more does
+    nothing.
+    """
+
+    @property
+    def op(self) -> str:
+        """``read``, ``write``, ``flush``, ``discard`` or ``write_zeroes``."""
+    @property
+    def offset(self) -> int:
+        """Bytes from the disk's start; 0 of a flush."""
+    @property
+    def length(self) -> int:
+        """Bytes; 0 of a flush."""
+    @property
+    def may_unmap(self) -> bool:
+        """Space may be given back; false of reads, writes and flushes."""
+    @property
+    def buffer(self) -> memoryview:
+        """The driver's memory, to be filled by a read and read-only for a write; not copied where
+        it lies in one piece. Released when the request is completed. ValueError: it is, or has no
+        data."""
+    @property
+    def token(self) -> int:
+        """Names it to :meth:`PythonBackend.complete`."""
+    @property
+    def completed(self) -> bool:
+        """Nothing is expected any more."""
+    def complete(self, error: int = 0) -> None:
+        """Ends it, with success or an errno. ValueError: it is completed already, or ``error`` is
+        neither 0 nor an errno."""
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@disjoint_base
 class DataPath:
     """All queues of one device, served by a pool: what is the same for every device type."""
 

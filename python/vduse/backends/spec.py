@@ -1,4 +1,5 @@
-"""The command line's spelling of backends: ``null``, ``memory``, ``file:PATH`` or a path."""
+"""The command line's spelling of backends: ``null``, ``memory``, ``python:MODULE:CLASS``,
+``file:PATH`` or a path."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from vduse.backends.file import open_file
 from vduse.backends.layer_spec import parse_layer
 from vduse.backends.memory import open_memory
 from vduse.backends.null import open_null
+from vduse.backends.python_spec import open_python
 
 _SECTOR = 512
 _LARGEST = (1 << 63) - _SECTOR
@@ -27,12 +29,12 @@ def open_backend(
 ) -> _native.Backend:
     """Opens what ``spec`` names.
 
-    ``size`` in bytes is for ``null`` and ``memory``, which have none of their own; ``direct`` is
-    for files. ``read_only`` opens a file so; of ``null`` and ``memory`` only the device can be
-    read-only. A path that is called like a backend is written ``file:null``
-    or ``./null``. ``layers`` (see docs/layers.md) go on it in the order given; a file that they
-    never write to is opened read-only. Closing the result closes all.
-    BackendError: one line that says what to do.
+    ``size`` in bytes is for ``null`` and ``memory``, which have none of their own, and for
+    ``python``, see :func:`~vduse.backends.python_spec.open_python`; ``direct`` is for files.
+    ``read_only`` opens a file so; of the others only the device can be read-only. A path that is
+    called like a backend is written ``file:null`` or ``./null``. ``layers`` (see docs/layers.md)
+    go on it in the order given; a file that they never write to is opened read-only.
+    Closing the result closes all. BackendError: one line that says what to do.
     """
     parsed = [parse_layer(layer) for layer in layers]
     read_only = read_only or any(layer.spares_below for layer in parsed)
@@ -49,6 +51,10 @@ def open_backend(
 
 
 def _open_base(spec: str, *, size: int | None, read_only: bool, direct: bool) -> _native.Backend:
+    if spec.startswith("python:"):
+        if direct:
+            raise BackendError(f"{spec}: direct is for files")
+        return open_python(spec, size=size, read_only=read_only)
     if spec in _SIZED:
         if direct:
             raise BackendError(f"{spec}: direct is for files")

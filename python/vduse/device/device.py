@@ -45,11 +45,15 @@ class Device:
         spec: DeviceSpec,
         make_data_path: Callable[[_native.CallSocket], DataPath],
         *,
+        resized: Callable[[], None] | None = None,
         thread: ControlThread | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
         self._spec = spec
+        """``resized`` is called on a thread of its own when the data path's backend has another
+        size."""
         self._make_data_path = make_data_path
+        self._resized = resized
         self._thread = thread
         self._drain_timeout = drain_timeout
         self._attached: _Attached | None = None
@@ -92,7 +96,9 @@ class Device:
             channel.close()
             self._undo(control, existed)
             raise
-        attached = _Attached(self._spec, channel, data_path, thread, self._end, self._drain_timeout)
+        attached = _Attached(
+            self._spec, channel, data_path, thread, self._end, self._resized, self._drain_timeout
+        )
         try:
             thread.call(lambda: attached.begin(existed))
         except BaseException:
@@ -158,6 +164,7 @@ class _Attached:
         data_path: DataPath,
         thread: ControlThread,
         end: _End,
+        resized: Callable[[], None] | None,
         timeout: float,
     ) -> None:
         self.name = spec.name
@@ -165,6 +172,7 @@ class _Attached:
         self._data_path = data_path
         self._thread = thread
         self._end = end
+        self._resized = resized
         self._timeout = timeout
         self._serving = False
         self._watched_kicks: set[int] = set()
@@ -266,8 +274,10 @@ class _Attached:
         for kind, queue, message in self._data_path.events():
             if kind == "broken":
                 self.handler.failed(f"virtqueue {queue}: {message}")
-            else:
-                log.info("%s: %s %s", self.name, kind, message)
+                continue
+            log.info("%s: %s %s", self.name, kind, message)
+            if kind == "resized" and self._resized is not None:
+                self._thread.offload(self, self._resized, lambda _: None)
 
     # --- end --------------------------------------------------------------------------------
 

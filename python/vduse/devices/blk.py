@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from typing import Any
 
 from vduse import _native
+from vduse.backends.python import PythonBackend
 from vduse.channel.base import ControlPort
 from vduse.control.features import BlkFeature, DeviceId, Feature
 from vduse.device.control_thread import ControlThread
-from vduse.device.device import DRAIN_TIMEOUT, Device
+from vduse.device.device import DRAIN_TIMEOUT, Device, DeviceError
 from vduse.device.spec import DeviceSpec
 from vduse.device.workers import shared_pool
 from vduse.devices.blk_config import SECTOR, BlkConfig, pack_capacity
 from vduse.devices.features import REQUIRED, check_features
+
+log = logging.getLogger(__name__)
 
 #: Bytes of the longest segment offered (SIZE_MAX).
 SIZE_MAX = 4 << 20
@@ -97,14 +102,16 @@ def data_path_limits(config: BlkConfig, *, read_only: bool) -> dict[str, int]:
 class BlkDevice:
     """A disk: a backend offered as a virtio-blk device.
 
-    Without ``pool`` the process's own serves. The backend and a pool that is given stay the
-    caller's; both are closed after the device.
+    Without ``pool`` the process's own serves; a backend written in Python is served by a worker of
+    the device's own, so that a slow one delays nobody else. The backend and a pool that is given
+    stay the caller's; both are closed after the device. A resize of the backend that the backend
+    tells of is passed on to the driver.
     """
 
     def __init__(
         self,
         name: str,
-        backend: _native.Backend,
+        backend: _native.Backend | PythonBackend,
         *,
         queues: int = 1,
         queue_size: int = 128,
@@ -119,6 +126,8 @@ class BlkDevice:
         """``packed`` offers packed virtqueues; the driver chooses. A read-only backend makes a
         read-only device. ``drain_timeout``: seconds that a stop or a reset may take.
         ValueError: name, queues, queue_size, serial, drain_timeout or api_version out of range."""
+        if isinstance(backend, PythonBackend):
+            backend = backend.native
         if not 1 <= queues <= 0xFFFF:
             raise ValueError(f"queues: {queues} is not between 1 and 65535")
         is_power = queue_size & (queue_size - 1) == 0
@@ -146,7 +155,12 @@ class BlkDevice:
             queues=queues,
             queue_size=queue_size,
         )
+        #: The capacity that the driver knows.
+        self._sectors = self._config.capacity
         self._backend = backend
+        self._own_pool: _native.Pool | None = None
+        if pool is None and backend.engine == "python":
+            pool = self._own_pool = _native.Pool(1)
         self._pool = pool
         self._data_path: _native.BlkDataPath | None = None
         self._device = Device(
@@ -160,6 +174,7 @@ class BlkDevice:
                 api_version=api_version,
             ),
             self._make_data_path,
+            resized=self._resized,
             thread=thread,
             drain_timeout=drain_timeout,
         )
@@ -207,7 +222,8 @@ class BlkDevice:
         size = self._backend.refresh_size()
         block = self._config.blk_size
         sectors = size // block * (block // SECTOR)
-        if self._data_path is not None:
+        if self._data_path is not None and sectors != self._sectors:
+            self._sectors = sectors
             # First the data path: the driver may use what it is told at once.
             self._data_path.set_capacity(sectors)
             self._device.set_config(0, pack_capacity(sectors))
@@ -223,9 +239,19 @@ class BlkDevice:
         closed, but on the vDPA bus and not destroyed."""
         self._device.close()
         self._data_path = None
+        if self._own_pool is not None:
+            # EBUSY: an export uses it still; it ends with that.
+            with contextlib.suppress(OSError):
+                self._own_pool.close()
         self._backend.flush()
         if destroy:
             self._device.destroy()
+
+    def _resized(self) -> None:
+        try:
+            self.resize()
+        except (DeviceError, OSError, ValueError) as error:
+            log.info("%s: resized, but not told the driver: %s", self.name, error)
 
     def _make_data_path(self, resolver: _native.CallSocket) -> _native.BlkDataPath:
         limits = data_path_limits(self._config, read_only=self._read_only)

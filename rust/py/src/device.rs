@@ -72,7 +72,7 @@ impl Pool {
 }
 
 /// What stores a disk's bytes; see `_native.pyi`.
-#[pyclass(frozen, module = "vduse._native")]
+#[pyclass(frozen, subclass, module = "vduse._native")]
 pub struct Backend {
     backend: PerProcess<Arc<dyn backend::Backend>>,
     closed: AtomicBool,
@@ -107,13 +107,18 @@ fn beneath() -> PyErr {
 
 impl Backend {
     fn wrap<B: backend::Backend + 'static>(made: Result<B, backend::Error>) -> PyResult<Backend> {
-        Ok(Backend {
-            backend: PerProcess::new(Arc::new(made.map_err(backend_error)?)),
+        Ok(Backend::of(Arc::new(made.map_err(backend_error)?)))
+    }
+
+    /// Any backend there is.
+    pub fn of(backend: Arc<dyn backend::Backend>) -> Backend {
+        Backend {
+            backend: PerProcess::new(backend),
             closed: AtomicBool::new(false),
             lease: Lease::default(),
             covered: Arc::default(),
             below: None,
-        })
+        }
     }
 
     /// A layer on `below`, which is the layer's alone until that is closed or gone.
@@ -319,7 +324,8 @@ fn parse_limits(given: HashMap<String, u64>) -> PyResult<(u64, Limits)> {
     Ok((capacity, limits))
 }
 
-fn backend_error(error: backend::Error) -> PyErr {
+/// An error of a backend as an OSError with its sentence.
+pub fn backend_error(error: backend::Error) -> PyErr {
     error::os_error(error.errno, error.message)
 }
 

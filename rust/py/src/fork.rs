@@ -1,8 +1,34 @@
 //! Fork: what has threads, locks or shared memory belongs to the process that made it.
 
-use pyo3::PyResult;
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::IntoPyDict;
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// How often this process's ancestors forked: cheaper to look at than the process id.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// The same number as long as nobody has forked in between.
+pub fn generation() -> u32 {
+    GENERATION.load(Relaxed)
+}
+
+/// Python has forked, and this is the child.
+#[pyfunction]
+fn after_fork() {
+    GENERATION.fetch_add(1, Relaxed);
+}
+
+/// Has Python tell of its forks.
+pub fn watch(py: Python<'_>) -> PyResult<()> {
+    let module = PyModule::new(py, "fork")?;
+    let after_fork = wrap_pyfunction!(after_fork, &module)?;
+    let arguments = [("after_in_child", after_fork)].into_py_dict(py)?;
+    py.import("os")?
+        .call_method("register_at_fork", (), Some(&arguments))?;
+    Ok(())
+}
 
 /// A value that only the process which made it may use. A forked child gets a RuntimeError, and
 /// drops nothing: the parent still uses it, and a lock in it may be held for ever.

@@ -15,6 +15,7 @@ mod framework;
 mod layers;
 mod load;
 mod nbd;
+mod python;
 mod report;
 mod virtqueue;
 
@@ -30,5 +31,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     chains::register(m)?;
     load::register(m)?;
     nbd::register(m)?;
+    python::register(m)?;
+    fork::watch(m.py())?;
     Ok(())
 }

@@ -214,7 +214,7 @@ pub trait Backend: Send + Sync {
 }
 
 /// Checks the size of a disk: EINVAL unless it is a multiple of 512 and not 0.
-fn disk_size(size: u64) -> Result<Length, Error> {
+pub fn disk_size(size: u64) -> Result<Length, Error> {
     let size = Length(size);
     if size.0 == 0 || !size.is_sectors() {
         return Err(Error::new(
