@@ -2,6 +2,7 @@
 
 make bench ARGS="--json figures.json"
 make bench ARGS="copies idle"
+make bench ARGS="nbd" # with fio, nbdkit and qemu-nbd: make system-deps
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import copies
 import idle
+import nbd
 import per_request
 
 Step = Callable[[str], None]
@@ -93,7 +95,33 @@ def _idle(quick: bool, step: Step) -> tuple[Table, Figures]:
     return table, [asdict(row)]
 
 
-FIGURES = {"requests": _requests, "copies": _copies, "idle": _idle}
+def _nbd(quick: bool, step: Step) -> tuple[Table, Figures]:
+    rows = list(nbd.measure(0.05 if quick else 1.0, 1 if quick else 5, step))
+    return _servers("4 KiB requests over NBD, one connection of fio's", rows)
+
+
+def _servers(title: str, rows: list[nbd.Row]) -> tuple[Table, Figures]:
+    table = Table(title=title, box=SIMPLE, collapse_padding=True, title_justify="left")
+    for name in ("server", "op"):
+        table.add_column(name, no_wrap=True)
+    names = ("depth", "kIOPS", "of fastest peer", "user ns", "system ns", "fio's ns")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.server,
+            row.op,
+            str(row.depth),
+            f"{row.iops / 1e3:,.1f}",
+            f"{row.share:.2f}",
+            f"{row.user_ns:,.0f}",
+            f"{row.system_ns:,.0f}",
+            f"{row.client_ns:,.0f}",
+        )
+    return table, [asdict(row) for row in rows]
+
+
+FIGURES = {"requests": _requests, "copies": _copies, "idle": _idle, "nbd": _nbd}
 
 
 def machine() -> dict[str, object]:

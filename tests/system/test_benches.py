@@ -1,0 +1,36 @@
+"""The benchmarks of NBD run, and compare what they say they compare. What they find is not
+looked at: nothing here depends on how fast a machine is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rules.tree import ROOT
+
+
+def figures(part: str, folder: Path) -> list[dict[str, Any]]:
+    """What ``benches/run.py`` measures when in a hurry."""
+    report = folder / "figures.json"
+    command = [sys.executable, "benches/run.py", part, "--quick", "--json", str(report)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: list[dict[str, Any]] = json.loads(report.read_text())[part]
+    return found
+
+
+@pytest.mark.needs("fio", "nbdkit", "qemu-nbd")
+def test_nbd_is_compared_with_other_servers(tmp_path: Path) -> None:
+    rows = figures("nbd", tmp_path)
+    ours = ("vduse memory", "vduse null")
+    peers = ("nbdkit memory", "nbdkit null", "qemu-nbd tmpfs", "qemu-nbd null-co")
+    assert sorted((row["server"], row["op"], row["depth"]) for row in rows) == sorted(
+        product(ours + peers, ("randread", "randwrite"), (1, 32))
+    )
+    assert all(row["iops"] > 0 and row["share"] > 0 for row in rows)
