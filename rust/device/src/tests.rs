@@ -1,5 +1,6 @@
 //! The whole data path: a driver's ring on one side, test backends on the other.
 
+mod chains;
 mod hot;
 mod races;
 
@@ -80,14 +81,21 @@ impl Rig {
 
     /// With the queue not yet started.
     fn idle(pool: &Pool, backend: Arc<dyn Backend>, packed: bool) -> Rig {
+        let disk = Disk::new(backend, DISK / 512, Limits::default(), b"test");
+        Rig::on(packed, |hookup| {
+            DataPath::blk(pool, hookup, Arc::new(disk)).unwrap()
+        })
+    }
+
+    /// On any data path.
+    fn on(packed: bool, path: impl FnOnce(Hookup) -> DataPath) -> Rig {
         let guest = Guest::new(GUEST);
         let hookup = Hookup {
             resolver: guest.clone(),
             irq_sink: guest.clone(),
         };
-        let disk = Disk::new(backend, DISK / 512, Limits::default(), b"test");
         Rig {
-            path: DataPath::blk(pool, hookup, Arc::new(disk)).unwrap(),
+            path: path(hookup),
             driver: fresh_driver(&guest, packed),
             guest,
             packed,
