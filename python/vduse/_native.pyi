@@ -7,6 +7,8 @@ from typing import Any, Self, final
 
 from typing_extensions import Buffer, disjoint_base
 
+from vduse.control.statistics import DeviceStats, DriverStats
+
 __all__ = [
     "Arena",
     "Backend",
@@ -203,9 +205,8 @@ class BlkDriver:
     def reap(self, minimum: int = 1, timeout: float | None = None) -> list[tuple[int, int]]:
         """Completed ``(token, bytes or -errno)``, at least ``minimum`` unless ``timeout``
         seconds passed first or nothing is outstanding."""
-    def stats(self) -> dict[str, int]:
-        """``requests``, ``bytes_read``, ``bytes_written``, ``errors``, ``kicks``,
-        ``kicks_suppressed``, ``irqs``."""
+    def stats(self) -> DriverStats:
+        """Waits while a queue copies."""
 
 @final
 class Virtqueue:
@@ -567,10 +568,7 @@ class DataPath:
         """``(kind, queue, message)``; kind ``broken``: the queue and its device have stopped
         because of what the driver or its memory did (a reset makes it whole); ``resized``:
         the backend has ``message`` bytes now; ``connection``: how its connection stands."""
-    def stats(self) -> dict[str, Any]:
-        """``requests``, ``bytes_read``, ``bytes_written``, ``errors``, ``kicks``, ``irqs``,
-        ``irqs_suppressed``, ``batches``, ``iotlb_misses``, ``in_flight``; ``queues``: the
-        same of each queue that ever ran, by index (``iotlb_misses`` is the device's alone)."""
+    def stats(self) -> DeviceStats: ...
     def close(self) -> None: ...
 
 @final

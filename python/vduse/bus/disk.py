@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 from typing_extensions import Buffer
 
 from vduse import _native
+from vduse.control.statistics import DriverStats
 
 SECTOR_SIZE = 512
 
@@ -91,8 +92,8 @@ class Disk:
         seconds passed first or nothing is outstanding."""
         return self._driver.reap(minimum, timeout)
 
-    def stats(self) -> dict[str, int]:
-        """Counters of the driver side (:meth:`vduse._native.BlkDriver.stats`)."""
+    def stats(self) -> DriverStats:
+        """What the driver's side has counted: docs/statistics.md."""
         return self._driver.stats()
 
     @overload

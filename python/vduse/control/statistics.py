@@ -1,6 +1,9 @@
-"""What is counted, and how it is collected: docs/statistics.md has every field.
+"""What is counted, and how it is collected; docs/statistics.md says what each field tells.
 
 json.dumps(collect(devices=[device], disks=[disk], exports={"/run/disk.sock": export}))
+
+Counts begin when the device, the driver or the export is made and only grow. Queues are by index
+(in JSON, text): a device's that ever ran, all of a driver's.
 """
 
 from __future__ import annotations
@@ -8,12 +11,91 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypedDict
 
+#: Percentiles, to 12 %, and the exact maximum of a histogram. ``buckets``: the largest value of
+#: each bucket that is not empty and how many fell into it, in order. All 0 where ``count`` is.
+Histogram = TypedDict(
+    "Histogram",
+    {
+        "count": int,
+        "p50": int,
+        "p90": int,
+        "p99": int,
+        "p99.9": int,
+        "max": int,
+        "buckets": list[list[int]],
+    },
+)
+
+
+class Latency(TypedDict):
+    """Nanoseconds from the moment that a request's batch was taken from the virtqueue to the
+    one that the request was published as used."""
+
+    read: Histogram
+    write: Histogram
+    #: Flushes, discards, write zeroes, and whatever failed.
+    other: Histogram
+
+
+class DeviceQueueStats(TypedDict):
+    """One virtqueue, device side."""
+
+    #: Completed, failed ones too.
+    requests: int
+    bytes_read: int
+    bytes_written: int
+    #: Completed with an error status, or with no room for a status.
+    errors: int
+    #: Wake-ups by kicks; kicks that come together count once.
+    kicks: int
+    irqs: int
+    #: Publications for which the driver wanted no irq.
+    irqs_suppressed: int
+    #: Publications.
+    batches: int
+    #: Taken and not completed, now.
+    in_flight: int
+    latency_ns: Latency
+    #: Requests of each publication that had any.
+    batch_requests: Histogram
+
+
+class DeviceStats(DeviceQueueStats):
+    """A device: its virtqueues together, and each."""
+
+    #: Asked of the framework; many of them mean that the driver maps and unmaps a lot.
+    iotlb_misses: int
+    queues: dict[int, DeviceQueueStats]
+
+
+class DriverQueueStats(TypedDict):
+    """One virtqueue, driver side."""
+
+    #: Made available.
+    requests: int
+    bytes_read: int
+    bytes_written: int
+    errors: int
+    kicks: int
+    #: Publications for which the device wanted no kick.
+    kicks_suppressed: int
+    #: Irqs received.
+    irqs: int
+    #: Requests of each publication.
+    batch_requests: Histogram
+
+
+class DriverStats(DriverQueueStats):
+    """A disk's driver: its virtqueues together, and each."""
+
+    queues: dict[int, DriverQueueStats]
+
 
 class HasStats(Protocol):
     """Something that counts."""
 
     def stats(self) -> Any:
-        """A mapping that JSON can say; None or empty: nothing yet."""
+        """A mapping that JSON can say; None: nothing yet."""
 
 
 class NamedStats(HasStats, Protocol):
@@ -25,14 +107,14 @@ class NamedStats(HasStats, Protocol):
 
 
 class Statistics(TypedDict):
-    """Of a process, at one moment. Counts begin when a device, driver or export is made."""
+    """Of a process, at one moment."""
 
     #: Device side, by device name.
-    devices: dict[str, Any]
+    devices: dict[str, DeviceStats]
     #: Driver side, by device name.
-    disks: dict[str, Any]
+    disks: dict[str, DriverStats]
     #: By what the caller calls them.
-    exports: dict[str, Any]
+    exports: dict[str, dict[str, int]]
 
 
 def collect(

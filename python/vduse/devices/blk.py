@@ -10,6 +10,7 @@ from vduse import _native
 from vduse.backends.python import PythonBackend
 from vduse.channel.base import ControlPort
 from vduse.control.features import BlkFeature, DeviceId, Feature
+from vduse.control.statistics import DeviceStats
 from vduse.device.control_thread import ControlThread
 from vduse.device.device import DRAIN_TIMEOUT, Device, DeviceError
 from vduse.device.spec import DeviceSpec
@@ -229,9 +230,9 @@ class BlkDevice:
             self._device.set_config(0, pack_capacity(sectors))
         return sectors * SECTOR
 
-    def stats(self) -> dict[str, Any]:
-        """See :meth:`_native.BlkDataPath.stats`; empty before the start."""
-        return self._data_path.stats() if self._data_path is not None else {}
+    def stats(self) -> DeviceStats | None:
+        """What was counted (docs/statistics.md); None before the start and after the end."""
+        return self._data_path.stats() if self._data_path is not None else None
 
     def close(self, *, destroy: bool = False) -> None:
         """Drains, closes the node, flushes the backend. The device stays, for whoever takes it

@@ -11,7 +11,7 @@ use crate::live::Live;
 use crate::pool::{Pool, Shared as SharedPool};
 use crate::queue::NewQueue;
 use crate::service::Provider;
-use crate::stats::{Counters, Stats};
+use crate::stats::{Counters, QueueStats};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -345,18 +345,18 @@ impl DataPath {
     }
 
     /// Counts of the device, and of each queue that ever ran.
-    pub fn stats(&self) -> (Stats, BTreeMap<u32, Stats>) {
+    pub fn stats(&self) -> (QueueStats, BTreeMap<u32, QueueStats>) {
         let state = self.lock();
-        let queues: BTreeMap<u32, Stats> = state
+        let queues: BTreeMap<u32, QueueStats> = state
             .counters
             .iter()
             .map(|(index, counters)| (*index, counters.read()))
             .collect();
-        let mut total = Stats::default();
+        let mut total = QueueStats::default();
         for stats in queues.values() {
             total.add(stats);
         }
-        total.iotlb_misses = state.misses + state.iotlb.misses();
+        total.counts.iotlb_misses = state.misses + state.iotlb.misses();
         (total, queues)
     }
 

@@ -38,5 +38,5 @@ pub use datapath::{DataPath, Hookup, NotRunning, QueueSetup, StartError};
 pub use events::Event;
 pub use mailbox::Completer;
 pub use pool::Pool;
-pub use stats::Stats;
+pub use stats::{Distributions, QueueStats, Stats};
 pub use units::{Extent, Length, Offset, SECTOR_SIZE, Sector};

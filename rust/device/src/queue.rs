@@ -8,10 +8,9 @@ use crate::handle::{Handle, Outcome, QueueId};
 use crate::irq::Irq;
 use crate::live::{Live, Stop};
 use crate::service::{Intake, Service};
-use crate::stats::{Counters, Stats};
+use crate::stats::{Batch, Counters};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 use vduse_ring::Chain;
 
@@ -62,7 +61,7 @@ pub(crate) struct Queue {
     irq: Irq,
     counters: Arc<Counters>,
     handle: Arc<Handle>,
-    batch: Stats,
+    batch: Batch,
     is_draining: bool,
     /// In the worker's list of hot queues.
     pub(crate) is_hot: bool,
@@ -89,7 +88,7 @@ impl Queue {
             irq: new.irq,
             counters: new.counters,
             handle: new.handle,
-            batch: Stats::default(),
+            batch: Batch::default(),
             is_draining: false,
             is_hot: false,
             vain: 0,
@@ -104,7 +103,7 @@ impl Queue {
     }
 
     pub(crate) fn kicked(&mut self) {
-        self.batch.kicks += 1;
+        self.batch.stats.kicks += 1;
         self.must_turn = true;
     }
 
@@ -144,6 +143,7 @@ impl Queue {
         if !self.is_draining {
             live.ring.suppress_kicks();
         }
+        self.batch.begin();
         let mut intake = Intake::new(live, &mut self.batch, chain, self.is_draining);
         self.service.take(&mut intake)?;
         let has_taken = intake.has_taken();
@@ -200,18 +200,22 @@ impl Queue {
     /// acknowledged between batches.
     pub(crate) fn publish(&mut self) -> Result<(), Stop> {
         self.service.flush();
+        if self.live.is_none() {
+            return Ok(());
+        }
         // Before the driver sees the requests: who has seen one finds it counted.
+        self.counters.end(&mut self.batch);
         self.count();
         if let Some(live) = &mut self.live
             && (std::mem::take(&mut live.is_staged) | std::mem::take(&mut live.owes_publication))
         {
             live.check_poison()?;
-            self.batch.batches += 1;
+            self.batch.stats.batches += 1;
             if live.ring.publish() {
-                self.batch.irqs += 1;
+                self.batch.stats.irqs += 1;
                 self.irq.send(self.device.irq_sink.as_ref());
             } else {
-                self.batch.irqs_suppressed += 1;
+                self.batch.stats.irqs_suppressed += 1;
             }
             self.count();
         }
@@ -219,10 +223,8 @@ impl Queue {
     }
 
     fn count(&mut self) {
-        self.counters.add(&std::mem::take(&mut self.batch));
-        self.counters
-            .in_flight
-            .store(self.service.in_flight() as u64, Ordering::Relaxed);
+        self.counters.add(&mut self.batch);
+        self.counters.set_in_flight(self.service.in_flight());
     }
 
     /// Takes nothing more from now on; a turn tells the service. The ring is left asking for
@@ -258,6 +260,9 @@ impl Queue {
         if self.live.take().is_none() {
             return;
         }
+        // From here on the counters belong to the queue's next run.
+        self.counters.add(&mut self.batch);
+        self.counters.set_in_flight(0);
         self.handle.end(Outcome::Broken);
         self.service.discard();
     }
@@ -278,18 +283,21 @@ impl Queue {
         let Some(live) = &self.live else {
             return true;
         };
-        let over = self.is_draining && live.ring.in_flight() == 0 && !live.is_staged;
-        if over {
-            self.handle.end(Outcome::Stopped(live.ring.state()));
+        if !self.is_draining || live.ring.in_flight() > 0 || live.is_staged {
+            return false;
         }
-        over
+        let state = live.ring.state();
+        self.count(); // the counters belong to the queue's next run from here on
+        self.handle.end(Outcome::Stopped(state));
+        true
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.counters.add(&self.batch);
-        self.counters.in_flight.store(0, Ordering::Relaxed);
+        if self.live.is_some() && self.handle.outcome().is_none() {
+            self.count();
+        }
         self.handle.end(Outcome::Broken);
     }
 }

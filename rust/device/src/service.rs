@@ -4,7 +4,7 @@
 use crate::backend::{self, Completion, Local, Observer};
 use crate::handle::QueueId;
 use crate::live::{Live, Stop};
-use crate::stats::Stats;
+use crate::stats::Batch;
 use std::sync::Weak;
 use std::time::Instant;
 use vduse_ring::Chain;
@@ -22,7 +22,7 @@ pub(crate) trait Service {
     fn take(&mut self, intake: &mut Intake<'_>) -> Result<(), Stop>;
 
     /// Takes a completion for what is in flight under `slot`, if anything is.
-    fn deliver(&mut self, slot: u32, completion: Completion, live: &mut Live, stats: &mut Stats);
+    fn deliver(&mut self, slot: u32, completion: Completion, live: &mut Live, batch: &mut Batch);
 
     /// End of a batch: what was collected goes on its way.
     fn flush(&mut self);
@@ -68,7 +68,7 @@ pub(crate) trait Provider: Send + Sync {
 /// The chains that a queue offers its service in one turn.
 pub(crate) struct Intake<'a> {
     pub(crate) live: &'a mut Live,
-    pub(crate) stats: &'a mut Stats,
+    pub(crate) batch: &'a mut Batch,
     /// What [`Intake::pop`] found.
     pub(crate) chain: &'a mut Chain,
     /// Nothing new is taken, only what a predecessor had in flight.
@@ -80,13 +80,13 @@ pub(crate) struct Intake<'a> {
 impl<'a> Intake<'a> {
     pub(crate) fn new(
         live: &'a mut Live,
-        stats: &'a mut Stats,
+        batch: &'a mut Batch,
         chain: &'a mut Chain,
         is_draining: bool,
     ) -> Intake<'a> {
         Intake {
             live,
-            stats,
+            batch,
             chain,
             is_draining,
             chains: 0,

@@ -17,6 +17,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+use vduse_histogram::Counts;
 use vduse_mem::{Iova, Pinned};
 use vduse_ring::{Areas, DriverQueue, Layout, QueueState, RingError};
 
@@ -312,12 +313,25 @@ fn what_is_written_is_read_split_and_packed() {
             assert_eq!(rig.data(2), [round; 512]);
         }
         rig.path.stop_queue(0, LONG).unwrap();
-        let (stats, queues) = rig.path.stats();
+        let (all, queues) = rig.path.stats();
+        let stats = all.counts;
         assert_eq!((stats.requests, stats.errors, stats.in_flight), (200, 0, 0));
         assert_eq!(stats.bytes_read, 100 * 512);
         assert_eq!(stats.bytes_written, 100 * 512);
         assert_eq!(stats.irqs + stats.irqs_suppressed, stats.batches);
-        assert_eq!(queues[&0].requests, 200);
+        assert_eq!(queues[&0].counts.requests, 200);
+        let found = &queues[&0].distributions;
+        let totals = [&found.read, &found.write, &found.other].map(Counts::total);
+        assert_eq!(totals, [100, 100, 0]);
+        assert!(found.read.max > 0 && found.read.max < LONG.as_nanos() as u64);
+        let batches = &found.batch_requests.buckets;
+        assert_eq!(
+            batches
+                .iter()
+                .map(|(size, count)| size * count)
+                .sum::<u64>(),
+            200
+        );
     }
 }
 
@@ -426,7 +440,7 @@ fn reset_waits_for_a_direct_backend_and_finishes_nothing() {
     assert!(rig.path.reset(LONG));
     assert_eq!(rig.driver.pop_used(), Ok(None));
     assert_eq!(rig.status(1), 0xff);
-    assert_eq!(rig.path.stats().0.in_flight, 0);
+    assert_eq!(rig.path.stats().0.counts.in_flight, 0);
 }
 
 #[test]
@@ -463,7 +477,7 @@ fn invalidate_does_not_wait_for_requests_in_flight() {
         gate.wait_held(1);
         gate.release();
         assert_eq!(rig.wait(), (2, 0));
-        assert_eq!(rig.path.stats().0.iotlb_misses, 2);
+        assert_eq!(rig.path.stats().0.counts.iotlb_misses, 2);
     }
 }
 

@@ -1,15 +1,15 @@
 //! What a load found.
 
-use crate::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
+use vduse_histogram::Histogram;
 
 /// Most error messages that a report keeps.
 const MESSAGES: usize = 16;
 
 /// What a load found. Times and counts are of the load proper; what verifying added before and
 /// after it shows only in `errors`.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Report {
     /// Requests completed, failed ones too.
     pub requests: u64,
@@ -25,8 +25,8 @@ pub struct Report {
     pub errors: u64,
     /// The first of them in words, with their offsets.
     pub messages: Vec<String>,
-    /// From submission to the moment it was found completed.
-    pub latency: Histogram,
+    /// From submission to the moment it was found completed, nanoseconds.
+    pub latency: Histogram<6>,
 }
 
 impl Report {

@@ -55,7 +55,9 @@ pub fn run<E: Engine>(
     if !(spec.verify && spec.op.writes()) {
         return Ok(load.report);
     }
-    let found = load.report.clone();
+    let found = std::mem::take(&mut load.report);
+    load.report.errors = found.errors;
+    load.report.messages.clone_from(&found.messages);
     load.phase(Order::Ascending, false, true, everything)?;
     Ok(Report {
         errors: load.report.errors,
@@ -270,7 +272,7 @@ impl<'a, E: Engine> Load<'a, E> {
         let latency = now.saturating_duration_since(submitted).as_nanos();
         self.report
             .latency
-            .record(u64::try_from(latency).unwrap_or(u64::MAX));
+            .record(u64::try_from(latency).unwrap_or(u64::MAX), 1);
         match result {
             Ok(()) => self.report.bytes += u64::from(self.spec.block_size),
             Err(errno) => self.report.error(|| {

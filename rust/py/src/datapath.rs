@@ -2,11 +2,10 @@
 
 use crate::channel::CallSocket;
 use crate::fork::PerProcess;
-use crate::{error, fd};
+use crate::{error, fd, stats};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use std::collections::HashMap;
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -162,15 +161,14 @@ impl DataPath {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (total, queues) = self.path()?.stats();
-        let dict = PyDict::new(py);
-        for (name, value) in total.items() {
-            dict.set_item(name, value)?;
-        }
+        let path = self.path()?;
+        let (total, queues) = py.detach(|| path.stats());
+        let dict = stats::device(py, &total)?;
         let each = PyDict::new(py);
-        for (index, stats) in queues {
-            let counts: HashMap<&str, u64> = stats.items().into_iter().collect();
-            each.set_item(index, counts)?;
+        for (index, queue) in &queues {
+            let queue = stats::device(py, queue)?;
+            queue.del_item("iotlb_misses")?; // the device's alone
+            each.set_item(index, queue)?;
         }
         dict.set_item("queues", each)?;
         Ok(dict)

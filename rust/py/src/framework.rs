@@ -2,11 +2,11 @@
 
 use crate::buffer::{self, Batches, DiskRequest, Readable, Writable};
 use crate::fork::PerProcess;
-use crate::{error, fd};
+use crate::{error, fd, stats};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vduse_framework::blk::{self, Request, Sectors, SetupError};
 use vduse_framework::{Dma, DmaError};
+use vduse_histogram::Counts;
 use vduse_mem::Iova;
 
 type Counters = BTreeMap<&'static str, u64>;
@@ -445,19 +446,20 @@ impl BlkDriver {
         self.0.get()?.reap(py, minimum, timeout)
     }
 
-    fn stats(&self, py: Python<'_>) -> PyResult<Counters> {
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         // May wait: a queue's lock is held while data is copied.
         let driver = self.shared()?;
-        let stats = py.detach(|| driver.stats());
-        Ok(Counters::from([
-            ("requests", stats.requests),
-            ("bytes_read", stats.bytes_read),
-            ("bytes_written", stats.bytes_written),
-            ("errors", stats.errors),
-            ("kicks", stats.kicks),
-            ("kicks_suppressed", stats.kicks_suppressed),
-            ("irqs", stats.irqs),
-        ]))
+        let queues = py.detach(|| driver.queue_stats());
+        let (mut total, mut batches) = (blk::BlkStats::default(), Counts::default());
+        let each = PyDict::new(py);
+        for (index, (stats, batch_requests)) in queues.iter().enumerate() {
+            total += *stats;
+            batches.add(batch_requests);
+            each.set_item(index, stats::driver(py, *stats, batch_requests)?)?;
+        }
+        let dict = stats::driver(py, total, &batches)?;
+        dict.set_item("queues", each)?;
+        Ok(dict)
     }
 }
 

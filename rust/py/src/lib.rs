@@ -17,6 +17,7 @@ mod load;
 mod nbd;
 mod python;
 mod report;
+mod stats;
 mod virtqueue;
 
 /// The Rust half of vduse.

@@ -1,7 +1,7 @@
 //! Binding of the load generator: builds an engine, runs the load without the GIL.
 
-use crate::error;
 use crate::framework::{Arena, BlkDriver, Domain, VqLine};
+use crate::{error, stats};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -111,17 +111,10 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
     dict.set_item("process_cpu_seconds", report.process_cpu.as_secs_f64())?;
     dict.set_item("errors", report.errors)?;
     dict.set_item("messages", &report.messages)?;
-    let latency = PyDict::new(py);
-    for (name, per_million) in [
-        ("p50", 500_000),
-        ("p90", 900_000),
-        ("p99", 990_000),
-        ("p99.9", 999_000),
-    ] {
-        latency.set_item(name, report.latency.percentile(per_million))?;
-    }
-    latency.set_item("max", report.latency.max())?;
-    dict.set_item("latency_ns", latency)?;
+    dict.set_item(
+        "latency_ns",
+        stats::percentiles(py, &report.latency.counts())?,
+    )?;
     Ok(dict)
 }
 

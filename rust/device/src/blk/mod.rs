@@ -15,7 +15,9 @@ mod wire;
 pub use disk::Disk;
 pub(crate) use disk::DiskProvider;
 pub(crate) use execute::{Execution, Progress, Traffic};
-pub(crate) use finish::{Finish, Used};
+pub(crate) use finish::Finish;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use finish::Used;
 pub use limits::Limits;
 pub(crate) use limits::Rules;
 pub(crate) use parse::{Parsed, Request, parse};

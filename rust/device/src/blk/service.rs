@@ -1,12 +1,12 @@
 //! Serves a virtqueue of a disk: parses each chain, carries it out on the backend's engine.
 
-use super::{Disk, Execution, Parsed, Progress, Request, Rules, Traffic, Used, parse};
+use super::{Disk, Execution, Parsed, Progress, Request, Rules, parse};
 use crate::backend::{Completion, Engine, Info, Kind};
 use crate::handle::QueueId;
 use crate::live::{Live, Stop};
 use crate::service::{Intake, Service};
 use crate::slab::Slab;
-use crate::stats::Stats;
+use crate::stats::Batch;
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,8 @@ pub(super) struct BlkService {
     disk: Arc<Disk>,
     features: u64,
     engine: Box<dyn Engine>,
-    in_flight: Slab<Execution>,
+    /// Each with the time at which it was taken.
+    in_flight: Slab<(Execution, Instant)>,
 }
 
 impl BlkService {
@@ -37,17 +38,18 @@ impl BlkService {
         }
     }
 
-    fn start(&mut self, request: Request, info: &Info, live: &mut Live, stats: &mut Stats) {
+    fn start(&mut self, request: Request, info: &Info, live: &mut Live, batch: &mut Batch) {
         let slot = self.in_flight.next_key();
         let token = self.id.token(slot);
         let engine = self.engine.as_mut();
         match Execution::start(request, &self.disk.serial, info, engine, token) {
             (execution, Progress::Over) => {
                 let (used, end) = execution.finish();
-                end_request(used, end, live, stats);
+                live.complete(used.id, used.slots, used.written);
+                batch.end_now(end);
             }
             (execution, Progress::Pending) => {
-                let kept = self.in_flight.insert(execution);
+                let kept = self.in_flight.insert((execution, batch.taken()));
                 debug_assert_eq!(kept, slot);
             }
         }
@@ -64,36 +66,35 @@ impl Service for BlkService {
             read_only: info.read_only || self.disk.limits.read_only,
         };
         while intake.pop()? {
-            let (live, stats) = (&mut *intake.live, &mut *intake.stats);
+            let (live, batch) = (&mut *intake.live, &mut *intake.batch);
             match parse(intake.chain, &mut live.view, &rules).map_err(Stop::Status)? {
                 Parsed::Short => {
-                    let used = Used {
-                        id: intake.chain.id,
-                        slots: intake.chain.slots,
-                        written: 0,
-                    };
-                    end_request(used, Err(Errno::INVAL), live, stats);
+                    live.complete(intake.chain.id, intake.chain.slots, 0);
+                    batch.end_now(Err(Errno::INVAL));
                 }
                 Parsed::Refuse(finish, status) => {
-                    end_request(finish.refuse(status), Err(Errno::INVAL), live, stats);
+                    let used = finish.refuse(status);
+                    live.complete(used.id, used.slots, used.written);
+                    batch.end_now(Err(Errno::INVAL));
                 }
-                Parsed::Run(request) => self.start(request, &info, live, stats),
+                Parsed::Run(request) => self.start(request, &info, live, batch),
             }
         }
         Ok(())
     }
 
-    fn deliver(&mut self, slot: u32, completion: Completion, live: &mut Live, stats: &mut Stats) {
-        let Some(execution) = self.in_flight.get_mut(slot) else {
+    fn deliver(&mut self, slot: u32, completion: Completion, live: &mut Live, batch: &mut Batch) {
+        let Some((execution, _)) = self.in_flight.get_mut(slot) else {
             return;
         };
         let info = self.disk.backend.info();
         let progress = execution.complete(completion, &info, self.engine.as_mut());
         if progress == Progress::Over
-            && let Some(execution) = self.in_flight.remove(slot)
+            && let Some((execution, taken)) = self.in_flight.remove(slot)
         {
             let (used, end) = execution.finish();
-            end_request(used, end, live, stats);
+            live.complete(used.id, used.slots, used.written);
+            batch.end(taken, end);
         }
     }
 
@@ -114,7 +115,7 @@ impl Service for BlkService {
     }
 
     fn abandon(&mut self, slot: u32) {
-        if let Some(execution) = self.in_flight.get_mut(slot)
+        if let Some((execution, _)) = self.in_flight.get_mut(slot)
             && execution.abandon_one()
         {
             self.in_flight.remove(slot);
@@ -135,16 +136,5 @@ impl Service for BlkService {
 
     fn in_flight(&self) -> usize {
         self.in_flight.len()
-    }
-}
-
-fn end_request(used: Used, end: Result<Traffic, Errno>, live: &mut Live, stats: &mut Stats) {
-    live.complete(used.id, used.slots, used.written);
-    stats.requests += 1;
-    match end {
-        Ok(Traffic::Read(bytes)) => stats.bytes_read += bytes,
-        Ok(Traffic::Write(bytes)) => stats.bytes_written += bytes,
-        Ok(Traffic::Other) => {}
-        Err(_) => stats.errors += 1,
     }
 }

@@ -4,12 +4,15 @@ use super::returns::{Return, Returns};
 use super::{Handler, HeldChain, Memory};
 use crate::Buffer;
 use crate::backend::{self, Completion, Local};
+use crate::blk::Traffic;
 use crate::handle::QueueId;
 use crate::live::{Live, Stop};
 use crate::service::{Intake, Provider, Service};
 use crate::slab::Slab;
-use crate::stats::Stats;
+use crate::stats::Batch;
+use rustix::io::Errno;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 use vduse_mem::{Access, Fault, Pieces, View};
 use vduse_ring::Segment;
 
@@ -41,6 +44,7 @@ impl Provider for ChainProvider {
 struct Entry {
     id: u16,
     slots: u16,
+    taken: Instant,
     chain: Weak<HeldChain>,
     access: [Weak<Memory>; 2],
 }
@@ -69,6 +73,7 @@ impl ChainService {
         self.in_flight.insert(Entry {
             id: chain.id,
             slots: chain.slots,
+            taken: intake.batch.taken(),
             chain: Arc::downgrade(&held),
             access,
         });
@@ -76,14 +81,14 @@ impl ChainService {
     }
 
     /// Calls the handler; chains that end meanwhile wake nobody.
-    fn call(&mut self, live: &mut Live, stats: &mut Stats, what: impl FnOnce(&dyn Handler, u32)) {
+    fn call(&mut self, live: &mut Live, batch: &mut Batch, what: impl FnOnce(&dyn Handler, u32)) {
         self.returns.watch();
         what(&*self.handler, self.index);
-        self.collect(live, stats);
+        self.collect(live, batch);
     }
 
     /// Completes what has come back.
-    fn collect(&mut self, live: &mut Live, stats: &mut Stats) {
+    fn collect(&mut self, live: &mut Live, batch: &mut Batch) {
         let mut taken = std::mem::take(&mut self.taken);
         self.returns.take(&mut taken);
         let mut forgotten = 0;
@@ -92,11 +97,11 @@ impl ChainService {
                 continue;
             };
             live.complete(entry.id, entry.slots, returned.written);
-            stats.requests += 1;
-            stats.bytes_read += u64::from(returned.written);
             if returned.is_forgotten {
-                stats.errors += 1;
                 forgotten += 1;
+                batch.end(entry.taken, Err(Errno::IO));
+            } else {
+                batch.end(entry.taken, Ok(traffic(returned.written)));
             }
         }
         self.taken = taken;
@@ -113,20 +118,20 @@ impl Service for ChainService {
             chains.push(self.hold(intake)?);
         }
         let starts_to_drain = intake.is_draining && !std::mem::replace(&mut self.is_draining, true);
-        let (live, stats) = (&mut *intake.live, &mut *intake.stats);
+        let (live, batch) = (&mut *intake.live, &mut *intake.batch);
         // What was read where memory was taken away means nothing.
         live.check_poison()?;
         if !chains.is_empty() {
-            self.call(live, stats, |handler, queue| handler.handle(queue, chains));
+            self.call(live, batch, |handler, queue| handler.handle(queue, chains));
         }
         if starts_to_drain && !self.in_flight.is_empty() {
-            self.call(live, stats, |handler, queue| handler.drain(queue));
+            self.call(live, batch, |handler, queue| handler.drain(queue));
         }
         Ok(())
     }
 
-    fn deliver(&mut self, _slot: u32, _: Completion, live: &mut Live, stats: &mut Stats) {
-        self.collect(live, stats);
+    fn deliver(&mut self, _slot: u32, _: Completion, live: &mut Live, batch: &mut Batch) {
+        self.collect(live, batch);
     }
 
     fn flush(&mut self) {}
@@ -156,6 +161,14 @@ impl Service for ChainService {
 
     fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+}
+
+/// What the driver is given counts as read.
+fn traffic(written: u32) -> Traffic {
+    match written {
+        0 => Traffic::Other,
+        bytes => Traffic::Read(bytes.into()),
     }
 }
 

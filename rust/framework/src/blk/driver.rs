@@ -14,6 +14,7 @@ use crate::{Dma, VqLine};
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vduse_histogram::Counts;
 use vduse_mem::Iova;
 use vduse_ring::Layout;
 
@@ -244,6 +245,14 @@ impl BlkDriver {
             stats += queue.core().stats();
         }
         stats
+    }
+
+    /// The same of each queue, and how many requests each of its publications had.
+    pub fn queue_stats(&self) -> Vec<(BlkStats, Counts)> {
+        let cores = self.queues.iter().map(|queue| queue.core());
+        cores
+            .map(|core| (core.stats(), core.batch_requests()))
+            .collect()
     }
 
     /// A handle on queue `index`: its requests and their results are its own, whoever else uses

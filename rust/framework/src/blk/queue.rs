@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use smallvec::{SmallVec, smallvec};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use vduse_histogram::{Counts, Histogram};
 use vduse_mem::Iova;
 use vduse_ring::{AddError, Areas, DriverQueue, Layout, Segment};
 
@@ -58,8 +59,8 @@ pub(super) struct QueueCore {
     clients: Slab<Client>,
     /// Jobs with parts to issue, oldest first.
     backlog: VecDeque<u32>,
-    /// The ring holds requests that were not published.
-    staged: bool,
+    /// Requests in the ring that were not published.
+    staged: u64,
     /// Mappings that the device may still use although their jobs have ended.
     held: Vec<Mapping>,
     /// Jobs of any client have ended since this was last taken.
@@ -68,6 +69,8 @@ pub(super) struct QueueCore {
     memory: Vec<Coherent>,
     areas: [Iova; 3],
     stats: BlkStats,
+    /// Requests of each publication; made with the first one.
+    batch_requests: Option<Box<Histogram<3>>>,
 }
 
 impl QueueCore {
@@ -95,12 +98,13 @@ impl QueueCore {
                 jobs: Slab::default(),
                 clients: Slab::default(),
                 backlog: VecDeque::new(),
-                staged: false,
+                staged: 0,
                 held: Vec::new(),
                 progress: false,
                 areas: [memory[0].iova, memory[1].iova, memory[2].iova],
                 memory,
                 stats: BlkStats::default(),
+                batch_requests: None,
             }),
             Err(error) => {
                 memory.drain(..).for_each(|area| dma.free_coherent(area));
@@ -145,6 +149,12 @@ impl QueueCore {
 
     pub(super) fn stats(&self) -> BlkStats {
         self.stats
+    }
+
+    /// Requests of each publication.
+    pub(super) fn batch_requests(&self) -> Counts {
+        let batches = self.batch_requests.as_ref();
+        batches.map(|batches| batches.counts()).unwrap_or_default()
     }
 
     pub(super) fn clients(&mut self) -> &mut Slab<Client> {
@@ -229,9 +239,12 @@ impl QueueCore {
 
     /// Publishes what is staged.
     pub(super) fn publish(&mut self) {
-        if !std::mem::take(&mut self.staged) {
+        let requests = std::mem::take(&mut self.staged);
+        if requests == 0 {
             return;
         }
+        let batches = self.batch_requests.get_or_insert_default();
+        batches.record(requests, 1);
         if self.ring.publish() {
             self.stats.kicks += 1;
             self.line.kick();
@@ -287,7 +300,7 @@ impl QueueCore {
             self.held.extend(part.mapping);
         }
         self.backlog.clear();
-        self.staged = false;
+        self.staged = 0;
         let open: Vec<u32> = self
             .jobs
             .iter_mut()
@@ -408,7 +421,7 @@ impl QueueCore {
             mapping,
             bytes,
         });
-        self.staged = true;
+        self.staged += 1;
         self.stats.requests += 1;
         Ok(())
     }

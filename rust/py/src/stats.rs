@@ -1,0 +1,69 @@
+//! Statistics as Python sees them: plain dicts that JSON can say; docs/statistics.md has every
+//! field.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use vduse_device::QueueStats;
+use vduse_framework::blk::BlkStats;
+use vduse_histogram::Counts;
+
+/// Percentiles and the maximum.
+pub fn percentiles<'py>(py: Python<'py>, counts: &Counts) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, per_million) in [
+        ("p50", 500_000),
+        ("p90", 900_000),
+        ("p99", 990_000),
+        ("p99.9", 999_000),
+    ] {
+        dict.set_item(name, counts.percentile(per_million))?;
+    }
+    dict.set_item("max", counts.max)?;
+    Ok(dict)
+}
+
+fn histogram<'py>(py: Python<'py>, counts: &Counts) -> PyResult<Bound<'py, PyDict>> {
+    let dict = percentiles(py, counts)?;
+    dict.set_item("count", counts.total())?;
+    let buckets = counts.buckets.iter().map(|(bound, count)| [*bound, *count]);
+    dict.set_item("buckets", buckets.collect::<Vec<_>>())?;
+    Ok(dict)
+}
+
+/// One virtqueue on its device's side, or all of them.
+pub fn device<'py>(py: Python<'py>, stats: &QueueStats) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, value) in stats.counts.items() {
+        dict.set_item(name, value)?;
+    }
+    let found = &stats.distributions;
+    let latency = PyDict::new(py);
+    latency.set_item("read", histogram(py, &found.read)?)?;
+    latency.set_item("write", histogram(py, &found.write)?)?;
+    latency.set_item("other", histogram(py, &found.other)?)?;
+    dict.set_item("latency_ns", latency)?;
+    dict.set_item("batch_requests", histogram(py, &found.batch_requests)?)?;
+    Ok(dict)
+}
+
+/// One virtqueue on its driver's side, or all of them.
+pub fn driver<'py>(
+    py: Python<'py>,
+    stats: BlkStats,
+    batch_requests: &Counts,
+) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, value) in [
+        ("requests", stats.requests),
+        ("bytes_read", stats.bytes_read),
+        ("bytes_written", stats.bytes_written),
+        ("errors", stats.errors),
+        ("kicks", stats.kicks),
+        ("kicks_suppressed", stats.kicks_suppressed),
+        ("irqs", stats.irqs),
+    ] {
+        dict.set_item(name, value)?;
+    }
+    dict.set_item("batch_requests", histogram(py, batch_requests)?)?;
+    Ok(dict)
+}
