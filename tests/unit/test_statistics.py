@@ -85,7 +85,7 @@ def test_every_field_is_on_the_page() -> None:
 
 
 def test_failed_requests_are_errors_and_other() -> None:
-    with blk_stack(layers=["error,read=100%"], size=1 << 20) as stack:
+    with blk_stack(layers=["error,ops=read"], size=1 << 20) as stack:
         with pytest.raises(OSError):
             stack.disk.pread(512, 0)
         device, driver = stack.blk.stats(), stack.disk.stats()
@@ -125,6 +125,7 @@ def test_collect_asks_everybody_and_json_can_say_it() -> None:
         assert found["exports"] == {"sock": {"connections": 3}}
         again = json.loads(json.dumps(found))
         assert again["devices"]["vd1"]["queues"]["0"]["requests"] == 1
+        park.framework.dev_del("vd0")
         park.device("vd0").close()
         assert list(collect(devices=devices)["devices"]) == ["vd1"]  # closed: nothing to tell
 

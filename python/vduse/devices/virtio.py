@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from vduse import _native
 from vduse.channel.base import ControlPort
 from vduse.control.features import Feature
+from vduse.control.statistics import DeviceStats
 from vduse.device.control_thread import ControlThread
 from vduse.device.device import DRAIN_TIMEOUT, Device
 from vduse.device.spec import DeviceSpec
@@ -128,10 +129,10 @@ class VirtioDevice(ABC):
         """Writes the config space and tells a live driver. OSError EINVAL: out of range."""
         self._device.set_config(offset, data)
 
-    def stats(self) -> dict[str, Any]:
-        """See :meth:`_native.DataPath.stats`; empty before the start. Requests are chains,
+    def stats(self) -> DeviceStats | None:
+        """What was counted (docs/statistics.md); None before the start. Requests are chains,
         ``errors`` those that were dropped, ``bytes_read`` what was written for the driver."""
-        return self._data_path.stats() if self._data_path is not None else {}
+        return self._data_path.stats() if self._data_path is not None else None
 
     def close(self, *, destroy: bool = False) -> None:
         """Drains and closes the node. The device stays, for whoever takes it over, unless it is
