@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Any
 
 from vduse import _native
 from vduse.backends.python import PythonBackend

@@ -135,7 +135,7 @@ fn a_queue_that_nobody_kicks_is_seen_while_it_is_hot_and_kicked_while_it_is_not(
             assert_eq!(rig.wait(), (round % 8, 0));
         }
         rig.path.stop_queue(0, LONG).unwrap();
-        let stats = rig.path.stats().0;
+        let stats = rig.path.stats().0.counts;
         assert!(stats.kicks <= stats.batches, "{stats:?}");
     }
 }
