@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM_DEPS = "make system-deps"
+#: The interpreter that Debian's Python packages are for.
+SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ def _psi() -> bool:
         return False
 
 
+def _libnbd() -> bool:
+    """The Python module, which Debian has for its own interpreter only."""
+    found = subprocess.run([SYSTEM_PYTHON, "-c", "import nbd"], capture_output=True, check=False)
+    return found.returncode == 0
+
+
 def _loop() -> bool:
     """Whether loop devices and file systems can be set up and mounted."""
     return os.geteuid() == 0 and all(map(os.path.exists, ("/dev/loop-control", "/dev/fuse")))
@@ -50,6 +59,7 @@ _PROGRAMS = (
 
 MEANS: dict[str, Means] = {
     **{name: _program(name) for name in _PROGRAMS},
+    "libnbd": Means(lambda: os.path.exists(SYSTEM_PYTHON) and _libnbd(), SYSTEM_DEPS),
     "loop": Means(_loop, "root, with /dev/loop-control and /dev/fuse"),
     "psi": Means(_psi, "a kernel with CONFIG_PSI (boot with psi=1), /proc writable"),
 }

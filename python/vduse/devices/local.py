@@ -34,8 +34,7 @@ def local_blk(
     and ``layers`` are not for it.
 
     BackendError and what :func:`~vduse.backends.spec.open_backend` takes; ValueError, OSError and
-    what :class:`~vduse.devices.blk.BlkDevice` takes. A backend in Python has a worker of its own:
-    a slow one keeps no other device waiting."""
+    what :class:`~vduse.devices.blk.BlkDevice` takes."""
     with ExitStack() as exits:
         opened = backend
         if isinstance(opened, str):
@@ -43,10 +42,6 @@ def local_blk(
                 opened, size=size, read_only=read_only, direct=direct, layers=layers
             )
             exits.callback(opened.close)
-        pool = None
-        if opened.engine == "python":
-            pool = _native.Pool(1)
-            exits.callback(pool.close)
         device = BlkDevice(
             name,
             opened,
@@ -56,7 +51,6 @@ def local_blk(
             read_only=read_only,
             serial=serial,
             drain_timeout=drain_timeout,
-            pool=pool,
         )
         device.start(control)
         exits.callback(device.close, destroy=destroy)

@@ -76,8 +76,9 @@ enum Next {
     Header,
     /// The rest of a write's payload, from this byte of it.
     Payload(Slot, usize),
-    /// So many bytes of a refused write's payload.
-    Skip(u64),
+    /// So many bytes of a refused write's payload; then its answer. Not earlier: clients match a
+    /// reply with the requests that they have sent as a whole (libnbd does).
+    Skip(u64, Slot, Error),
 }
 
 /// A client in the transmission phase.
@@ -147,7 +148,7 @@ impl Connection {
     pub(crate) fn close(&mut self) {
         if self.phase == Phase::Open {
             self.phase = Phase::Closing;
-            if let Next::Payload(slot, _) = self.next {
+            if let Next::Payload(slot, _) | Next::Skip(_, slot, _) = self.next {
                 self.release(slot);
             }
             self.next = Next::Header;
@@ -262,7 +263,7 @@ impl Connection {
     fn is_hungry(&self) -> bool {
         match self.next {
             Next::Header => self.inbox.header().is_none(),
-            Next::Payload(..) | Next::Skip(_) => self.inbox.len() == 0,
+            Next::Payload(..) | Next::Skip(..) => self.inbox.len() == 0,
         }
     }
 
@@ -293,11 +294,14 @@ impl Connection {
             let step = match self.next {
                 Next::Header => self.parse_header(),
                 Next::Payload(slot, at) => self.parse_payload(slot, at),
-                Next::Skip(left) => {
+                Next::Skip(left, slot, error) => {
                     let skipped = self.inbox.skip(usize::try_from(left).unwrap_or(usize::MAX));
                     self.next = match left - skipped as u64 {
-                        0 => Next::Header,
-                        left => Next::Skip(left),
+                        0 => {
+                            self.answer(slot, Some(error));
+                            Next::Header
+                        }
+                        left => Next::Skip(left, slot, error),
                     };
                     skipped > 0
                 }
@@ -427,11 +431,12 @@ impl Connection {
         }
     }
 
-    /// A request that is answered with an error, and its payload not looked at.
+    /// A request that is answered with an error once its payload, not looked at, is over.
     fn refuse(&mut self, header: Header, error: Error) {
-        if header.has_payload() && header.length > 0 {
-            self.next = Next::Skip(header.length.into());
-        }
+        let payload = match header.has_payload() {
+            true => u64::from(header.length),
+            false => 0,
+        };
         let slot = self.requests.insert(Open {
             header,
             command: None,
@@ -440,8 +445,11 @@ impl Connection {
             head: None,
             body: 0,
         });
-        if let Some(slot) = slot {
-            self.answer(slot, Some(error));
+        match slot {
+            Some(slot) if payload > 0 => self.next = Next::Skip(payload, slot, error),
+            Some(slot) => self.answer(slot, Some(error)),
+            // There was room.
+            None => {}
         }
     }
 

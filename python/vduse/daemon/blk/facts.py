@@ -92,12 +92,13 @@ def _show_serving(facts: Serving, out: Console) -> None:
 
 def _uses(facts: Serving) -> Iterator[tuple[str, str]]:
     """Command lines for a shell, and what each is for."""
-    uri, name = quote(facts.uri), quote(facts.name)
+    uri, folder = quote(facts.uri), quote(facts.name)
+    raw, qcow2 = quote(f"{facts.name}.img"), quote(f"{facts.name}.qcow2")
     yield f"nbdinfo {uri}", "what there is"
-    yield f"nbdcopy {uri} {name}.img", "copy it to a file; the other way round: fill it"
-    yield f"qemu-img convert {uri} -O qcow2 {name}.qcow2", "the same with QEMU's"
+    yield f"nbdcopy {uri} {raw}", "copy it to a file; the other way round: fill it"
+    yield f"qemu-img convert -O qcow2 {uri} {qcow2}", "the same with QEMU's"
     yield (
-        f"mkdir -p {name}; nbdfuse {name} {uri} & sleep 1; losetup --find --show {name}/nbd",
+        f"mkdir -p {folder}; nbdfuse {folder} {uri} & sleep 1; losetup --find --show {folder}/nbd",
         "a block device, as root",
     )
 

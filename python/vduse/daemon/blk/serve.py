@@ -22,8 +22,6 @@ _FDS = 128
 _FDS_PER_QUEUE = 9
 #: Seconds between two looks at the device.
 _LOOK = 1.0
-#: Backends that are as large as one likes.
-_SIZED = ("null", "memory")
 
 
 def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
@@ -34,8 +32,6 @@ def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
         raise UserError("name what stores the bytes: an image, null, memory, python:MODULE:CLASS")
     if path is None:
         raise UserError("say where to serve: --nbd SOCKET")
-    if backend in _SIZED and options.size is None:
-        raise UserError(f"{backend}: needs a size: --size 1G")
     check_open_files(_FDS + _FDS_PER_QUEUE * options.queues)
     with _requests() as requests, context.stopper.held():
         service = Service(options, backend, path)

@@ -47,7 +47,8 @@ class Service:
                     )
                 )
             except (BackendError, ValueError) as error:
-                raise UserError(str(error)) from None
+                hint = ": --size 1G" if str(error).endswith("needs a size") else ""
+                raise UserError(f"{error}{hint}") from None
             framework.dev_add(options.name)
             self._framework = framework
             exits.callback(self._leave_bus)
@@ -63,6 +64,7 @@ class Service:
                 )
             except ExportError as error:
                 raise UserError(str(error)) from None
+            exits.callback(self._flush)
             self._exits = exits.pop_all()
 
     def facts(self) -> Serving:
@@ -106,6 +108,10 @@ class Service:
         if not answered:
             return f"requests were not answered within {patience:g} s"
         return None
+
+    def _flush(self) -> None:
+        if self.broken() is None:
+            self._disk.flush()
 
     def _leave_bus(self) -> None:
         # Nobody would answer the reset of a device that has ended; the framework's own end waits

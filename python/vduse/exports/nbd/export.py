@@ -40,9 +40,12 @@ def transmission_flags(driver: _native.BlkDriver) -> TransmissionFlag:
     CAN_MULTI_CONN always: all connections end in one virtio-blk device, and a flush there
     covers every request completed before it, whichever virtqueue it went through (virtio 1.3,
     section 5.2.6.2). A FUA write is a write and a flush, so it needs VIRTIO_BLK_F_FLUSH too.
+    SEND_CACHE always: a hint, which does nothing. FAST_ZERO is answered by what can be known
+    beforehand: where zeroing may deallocate it is fast, else it is refused with ENOTSUP.
     """
     features = driver.features
     flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.CAN_MULTI_CONN
+    flags |= TransmissionFlag.SEND_CACHE
     if features & BlkFeature.FLUSH:
         flags |= TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
     if driver.read_only:
@@ -50,5 +53,5 @@ def transmission_flags(driver: _native.BlkDriver) -> TransmissionFlag:
     if features & BlkFeature.DISCARD:
         flags |= TransmissionFlag.SEND_TRIM
     if features & BlkFeature.WRITE_ZEROES:
-        flags |= TransmissionFlag.SEND_WRITE_ZEROES
+        flags |= TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
     return flags
