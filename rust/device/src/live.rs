@@ -15,6 +15,8 @@ pub(crate) struct Live {
     areas: [Iova; 3],
     /// Generation of the IOTLB at which the areas were mapped.
     mapped_at: u64,
+    /// A newer generation was acknowledged: the ring may be elsewhere.
+    pub(crate) is_stale: bool,
     /// Publish once even with nothing staged: a predecessor's irq may be missing.
     pub(crate) owes_publication: bool,
     /// Completions are staged in the ring.
@@ -73,6 +75,7 @@ impl Live {
             layout,
             areas,
             mapped_at,
+            is_stale: false,
             owes_publication,
             is_staged: false,
         })
@@ -87,7 +90,14 @@ impl Live {
             self.ring.remap(&self.layout, areas)?;
             self.mapped_at = generation;
         }
+        self.is_stale = false;
         Ok(())
+    }
+
+    /// The view's acknowledgement of a new generation, between batches. The ring follows when
+    /// it is next used: until then it need not be mapped.
+    pub(crate) fn acknowledge(&mut self) {
+        self.is_stale = self.view.refresh() != self.mapped_at;
     }
 
     /// Stages a completion; see [`DeviceQueue::complete`].

@@ -3,7 +3,6 @@
 
 use crate::backend::Completion;
 use crate::command::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What waits for a worker.
@@ -13,6 +12,8 @@ pub(crate) struct Mail {
     pub(crate) completions: Vec<Completion>,
     /// Deadlines of engines may be others now.
     pub(crate) has_new_deadlines: bool,
+    /// The bell was rung for this.
+    is_waiting: bool,
 }
 
 type Bell = Box<dyn Fn() + Send + Sync>;
@@ -21,8 +22,6 @@ type Bell = Box<dyn Fn() + Send + Sync>;
 pub(crate) struct Mailbox {
     /// `None` once the queues have ended: letters are dropped.
     mail: Mutex<Option<Mail>>,
-    /// Something is in it. Looked at without the lock; true whenever mail was left and not taken.
-    has_mail: AtomicBool,
     /// Rung after every letter into an empty box. Who sets it looks into the box afterwards.
     bell: OnceLock<Bell>,
 }
@@ -31,7 +30,6 @@ impl Mailbox {
     pub(crate) fn new() -> Arc<Mailbox> {
         Arc::new(Mailbox {
             mail: Mutex::new(Some(Mail::default())),
-            has_mail: AtomicBool::new(false),
             bell: OnceLock::new(),
         })
     }
@@ -45,15 +43,10 @@ impl Mailbox {
         self.put(|mail| mail.commands.push(command));
     }
 
-    /// Whether there is something to take.
-    pub(crate) fn has_mail(&self) -> bool {
-        self.has_mail.load(Ordering::Relaxed)
-    }
-
     /// Takes everything; `into` is empty and lends its memory.
     pub(crate) fn take(&self, into: &mut Mail) {
+        into.is_waiting = false;
         if let Some(mail) = &mut *self.lock() {
-            self.has_mail.store(false, Ordering::Relaxed);
             std::mem::swap(mail, into);
         }
     }
@@ -72,7 +65,7 @@ impl Mailbox {
                 return;
             };
             add(mail);
-            self.has_mail.swap(true, Ordering::Relaxed)
+            std::mem::replace(&mut mail.is_waiting, true)
         };
         if !had_mail && let Some(bell) = self.bell.get() {
             bell();

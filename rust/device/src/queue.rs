@@ -69,8 +69,7 @@ pub(crate) struct Queue {
     pub(crate) vain: u32,
     /// As the worker knows it, of the service.
     pub(crate) deadline: Option<Instant>,
-    /// It was kicked, drains or is new: a turn is due whatever the ring looks like from where
-    /// it was.
+    /// It drains, is new, or its ring may be elsewhere: a turn is due whatever a look shows.
     must_turn: bool,
     /// Who waits for the end of a queue that was given up.
     waiters: Vec<Done>,
@@ -104,7 +103,8 @@ impl Queue {
 
     pub(crate) fn kicked(&mut self) {
         self.batch.stats.kicks += 1;
-        self.must_turn = true;
+        // Otherwise a look tells: a kick may be for what was taken before it was seen.
+        self.must_turn |= self.live.as_ref().is_some_and(|live| live.is_stale);
     }
 
     /// Looks at the ring, and touches nothing: a ring that is not used need not be mapped any
@@ -244,7 +244,7 @@ impl Queue {
     pub(crate) fn acknowledge(&mut self, has_work: bool) {
         self.must_turn |= has_work;
         if let Some(live) = &mut self.live {
-            live.view.refresh();
+            live.acknowledge();
         }
     }
 

@@ -62,6 +62,7 @@ impl Seed {
                 uring: RefCell::new(None),
             },
             mailbox: self.mailbox.clone(),
+            has_mail: true,
             load: self.load.clone(),
             uring: None,
             has_to_retry: false,
@@ -89,6 +90,8 @@ impl Drop for Seed {
 pub(crate) struct Queues {
     place: Place,
     mailbox: Arc<Mailbox>,
+    /// Not looked for in the mailbox: kicks from before a command are seen before it.
+    has_mail: bool,
     load: Arc<AtomicUsize>,
     local: Local,
     /// The same as `local.uring`, once it is watched.
@@ -118,8 +121,15 @@ impl Task for Queues {
         }
     }
 
+    fn woken(&mut self) {
+        self.has_mail = true;
+    }
+
     fn run(&mut self) -> Turn {
-        let mut worked = self.read_mail();
+        let mut worked = std::mem::take(&mut self.has_mail);
+        if worked {
+            self.read_mail();
+        }
         worked |= self.collect();
         worked |= self.expire();
         let mut at = 0;
@@ -163,11 +173,7 @@ impl Task for Queues {
 }
 
 impl Queues {
-    /// Whether there was mail.
-    fn read_mail(&mut self) -> bool {
-        if !self.mailbox.has_mail() {
-            return false;
-        }
+    fn read_mail(&mut self) {
         let mut mail = std::mem::take(&mut self.mail);
         self.mailbox.take(&mut mail);
         self.completions.append(&mut mail.completions);
@@ -180,7 +186,6 @@ impl Queues {
             let _ = catch_unwind(AssertUnwindSafe(|| self.obey(command)));
         }
         self.mail = mail;
-        true
     }
 
     fn obey(&mut self, command: Command) {

@@ -34,7 +34,6 @@ impl Pool {
     }
 
     /// The workers, for other tasks.
-    #[allow(dead_code, reason = "the NBD export, being written, uses it")]
     pub(crate) fn handle(&self) -> PyResult<vduse_worker::Workers> {
         Ok(self.pool.get()?.threads.handle())
     }

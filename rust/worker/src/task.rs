@@ -29,6 +29,10 @@ pub trait Task {
     /// is hot now.
     fn event(&mut self, key: u64);
 
+    /// Its [`Waker`](crate::Waker) was used. The task is hot now. Events that came before are
+    /// told of before the next [`Task::run`].
+    fn woken(&mut self) {}
+
     /// One bounded batch. Called every round while the task is hot; a task is hot when it is
     /// new, after an event, when it was woken, and when the time that it named has come.
     fn run(&mut self) -> Turn;

@@ -80,7 +80,7 @@ impl Tasks {
     }
 
     /// Makes a task hot.
-    pub(crate) fn wake(&mut self, id: TaskId) {
+    fn wake(&mut self, id: TaskId) {
         if let Some(Some(entry)) = self.entries.get_mut(id.key)
             && entry.id == id
         {
@@ -94,12 +94,12 @@ impl Tasks {
         }
     }
 
-    /// Tells a task of an event.
-    pub(crate) fn event(&mut self, id: TaskId, key: u64) {
+    /// Makes a task hot and tells it why: of an event, or that it was woken.
+    pub(crate) fn tell(&mut self, id: TaskId, what: impl FnOnce(&mut dyn Task)) {
         self.wake(id);
         if let Some(Some(entry)) = self.entries.get_mut(id.key)
             && entry.id == id
-            && catch_unwind(AssertUnwindSafe(|| entry.task.event(key))).is_err()
+            && catch_unwind(AssertUnwindSafe(|| what(&mut *entry.task))).is_err()
         {
             self.end(id.key);
         }

@@ -58,7 +58,8 @@ impl Worker {
             found = true;
         }
         let now = Instant::now();
-        if !self.tasks.has_hot() || now.duration_since(self.looked) >= LOOK_EVERY {
+        // After letters always: what happened before one was sent is seen before it is acted on.
+        if found || !self.tasks.has_hot() || now.duration_since(self.looked) >= LOOK_EVERY {
             self.looked = now;
             self.tasks.expire(now);
             found |= self.fetch(Some(Duration::ZERO));
@@ -78,7 +79,6 @@ impl Worker {
             self.looked = Instant::now();
             self.tasks.expire(self.looked);
         }
-        self.read_mail();
         true
     }
 
@@ -91,7 +91,7 @@ impl Worker {
         for event in events.drain(..) {
             // Looked up one by one: a task may end a watch whose event is among these.
             if let Some((task, key)) = self.watches.owner(&event) {
-                self.tasks.event(task, key);
+                self.tasks.tell(task, |task| task.event(key));
             }
         }
         self.events = events;
@@ -108,7 +108,7 @@ impl Worker {
                     self.tasks
                         .add(|id| make(Place::new(id, line.clone(), watches.clone())));
                 }
-                Letter::Wake(task) => self.tasks.wake(task),
+                Letter::Wake(task) => self.tasks.tell(task, |task| task.woken()),
                 Letter::Quit => self.is_quitting = true,
             }
         }
