@@ -68,6 +68,11 @@ impl Drop for Block {
     }
 }
 
+/// The size of a block for `len` bytes.
+fn class(len: usize) -> usize {
+    len.div_ceil(SMALLEST).next_power_of_two().trailing_zeros() as usize
+}
+
 /// A connection's blocks.
 #[derive(Debug, Default)]
 pub(crate) struct Blocks {
@@ -79,15 +84,25 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
+    /// Bytes in use at once, at most: what one client can make us hold.
+    pub(crate) const MOST: usize = 64 << 20;
+
     /// Bytes of blocks in use.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn taken(&self) -> usize {
         self.taken
+    }
+
+    /// Whether a block of `len` bytes can be taken now: one of the largest at least can, while
+    /// none is in use.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        self.taken + (SMALLEST << class(len)) <= Blocks::MOST
     }
 
     /// A block of at least `len` bytes; `None` if there is no memory, or for more than the
     /// largest payload.
     pub(crate) fn take(&mut self, len: usize) -> Option<Block> {
-        let class = len.div_ceil(SMALLEST).next_power_of_two().trailing_zeros() as usize;
+        let class = class(len);
         let block = match self.free.get_mut(class)?.pop() {
             Some(block) => {
                 self.kept -= block.len();

@@ -13,8 +13,6 @@ use std::sync::Arc;
 use vduse_framework::Buffer;
 use vduse_framework::blk::{Armed, BlkDriver, BlkQueue, Content, Request, Sectors};
 
-/// Bytes of blocks in flight, at most: what one client can make us hold.
-const MOST_BYTES: usize = 64 << 20;
 /// Requests taken in one go, at most.
 const BATCH: usize = 128;
 /// Messages sent in one go, at most.
@@ -131,6 +129,18 @@ impl Connection {
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// The eventfd of its queue's irqs.
+    #[cfg(test)]
+    pub(crate) fn irq_fd(&self) -> BorrowedFd<'_> {
+        self.queue.irq_fd()
+    }
+
+    /// What it holds.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     /// The socket has had an event.
@@ -363,7 +373,7 @@ impl Connection {
             Verdict::Take(Command::BlockStatus { .. }) => MOST_EXTENTS * EXTENT,
             _ => 0,
         };
-        if needed > 0 && self.blocks.taken() > 0 && self.blocks.taken() + needed > MOST_BYTES {
+        if needed > 0 && !self.blocks.has_room(needed) {
             return false;
         }
         self.inbox.skip(Header::BYTES);

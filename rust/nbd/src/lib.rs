@@ -13,11 +13,15 @@ mod block;
 mod check;
 mod connection;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod inbox;
 mod ledger;
 mod outbox;
 mod requests;
 mod task;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use check::MAX_PAYLOAD;

@@ -142,7 +142,10 @@ impl Extents {
     pub(super) fn forget(&self) {
         self.change(|known| {
             known.ranges.clear();
-            known.pending.clear();
+            known
+                .pending
+                .iter_mut()
+                .for_each(|pending| pending.spoiled = true);
         });
     }
 

@@ -20,8 +20,8 @@ mod request;
 mod sector;
 mod shared;
 mod slots;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 

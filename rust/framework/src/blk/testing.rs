@@ -16,24 +16,29 @@ use vduse_ring::{Areas, Chain, DeviceQueue, Layout, QueueState, Segment};
 
 /// The driver's memory, either kind.
 #[derive(Clone)]
-pub(super) enum Memory {
+pub enum Memory {
+    /// Bounce pages.
     Domain(Arc<Domain>),
+    /// The driver's own, not copied.
     Arena(Arc<Arena>),
 }
 
 impl Memory {
-    pub(super) fn domain(bounce_size: u64) -> Memory {
+    /// A domain with `bounce_size` bytes of bounce pages.
+    pub fn domain(bounce_size: u64) -> Memory {
         Memory::Domain(Domain::new(bounce_size).unwrap())
     }
 
-    pub(super) fn dma(&self) -> Arc<dyn Dma> {
+    /// As a driver uses it.
+    pub fn dma(&self) -> Arc<dyn Dma> {
         match self {
             Memory::Domain(domain) => Arc::clone(domain) as Arc<dyn Dma>,
             Memory::Arena(arena) => Arc::clone(arena) as Arc<dyn Dma>,
         }
     }
 
-    pub(super) fn bounce_in_use(&self) -> u64 {
+    /// Bytes of bounce pages that are mapped.
+    pub fn bounce_in_use(&self) -> u64 {
         match self {
             Memory::Domain(domain) => domain.stats().unwrap().bounce_in_use,
             Memory::Arena(_) => 0,
@@ -62,21 +67,25 @@ impl Resolver for Memory {
 }
 
 /// What the device does, changed by tests as it runs.
-pub(super) struct Behaviour {
-    pub(super) disk: Vec<u8>,
+pub struct Behaviour {
+    /// Its contents.
+    pub disk: Vec<u8>,
     /// Status byte instead of the true one; 0xff: none is written.
-    pub(super) status: Option<u8>,
+    pub status: Option<u8>,
     /// Requests are taken and not completed.
-    pub(super) hold: bool,
+    pub hold: bool,
     /// Type, sector and bytes of each request seen.
-    pub(super) seen: Vec<(u32, u64, u64)>,
+    pub seen: Vec<(u32, u64, u64)>,
 }
 
 /// Driver and device together; the device's thread ends on drop.
-pub(super) struct Rig {
-    pub(super) driver: Arc<BlkDriver>,
-    pub(super) memory: Memory,
-    pub(super) lines: Vec<Arc<VqLine>>,
+pub struct Rig {
+    /// Its driver.
+    pub driver: Arc<BlkDriver>,
+    /// Where they meet.
+    pub memory: Memory,
+    /// One a queue.
+    pub lines: Vec<Arc<VqLine>>,
     behaviour: Arc<Mutex<Behaviour>>,
     quit: Arc<AtomicBool>,
     kick: OwnedFd,
@@ -85,16 +94,23 @@ pub(super) struct Rig {
 
 /// What a rig is built from.
 #[derive(Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) features: u64,
-    pub(super) queues: usize,
-    pub(super) queue_size: u16,
-    pub(super) sectors: u64,
-    pub(super) size_max: u32,
-    pub(super) seg_max: u32,
+pub struct Shape {
+    /// Negotiated.
+    pub features: u64,
+    /// How many.
+    pub queues: usize,
+    /// Descriptors.
+    pub queue_size: u16,
+    /// The disk's size.
+    pub sectors: u64,
+    /// Most bytes of a segment.
+    pub size_max: u32,
+    /// Most data segments of a request.
+    pub seg_max: u32,
 }
 
-pub(super) const SHAPE: Shape = Shape {
+/// A small device.
+pub const SHAPE: Shape = Shape {
     features: feature::SIZE_MAX
         | feature::SEG_MAX
         | feature::FLUSH
@@ -109,9 +125,11 @@ pub(super) const SHAPE: Shape = Shape {
     seg_max: 4,
 };
 
-pub(super) const MAX_RANGE: u32 = 100;
+/// Most sectors of a discard or write-zeroes.
+pub const MAX_RANGE: u32 = 100;
 
-pub(super) fn config_space(shape: &Shape) -> [u8; 60] {
+/// The config space of a device of this shape.
+pub fn config_space(shape: &Shape) -> [u8; 60] {
     let mut space = [0; 60];
     space[..8].copy_from_slice(&shape.sectors.to_le_bytes());
     space[8..12].copy_from_slice(&shape.size_max.to_le_bytes());
@@ -122,13 +140,15 @@ pub(super) fn config_space(shape: &Shape) -> [u8; 60] {
 }
 
 impl Rig {
-    pub(super) fn new(memory: Memory, shape: Shape) -> Rig {
+    /// With a started driver.
+    pub fn new(memory: Memory, shape: Shape) -> Rig {
         let rig = Rig::unstarted(memory, shape);
         rig.driver.start();
         rig
     }
 
-    pub(super) fn unstarted(memory: Memory, shape: Shape) -> Rig {
+    /// With a driver that was not started.
+    pub fn unstarted(memory: Memory, shape: Shape) -> Rig {
         let lines: Vec<_> = (0..shape.queues)
             .map(|_| Arc::new(VqLine::new().unwrap()))
             .collect();
@@ -169,12 +189,13 @@ impl Rig {
         }
     }
 
-    pub(super) fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
+    /// What the device does from now on.
+    pub fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
         self.behaviour.lock().unwrap()
     }
 
     /// Lets the device look at its rings again.
-    pub(super) fn prod(&self) {
+    pub fn prod(&self) {
         rustix::io::write(&self.kick, &1u64.to_ne_bytes()).unwrap();
     }
 }
@@ -330,7 +351,7 @@ fn scatter(view: &mut View, segments: &[Segment], mut bytes: &[u8]) {
 }
 
 /// `bytes` as a request's buffer.
-pub(super) fn buffer(bytes: &mut [u8]) -> Buffer {
+pub fn buffer(bytes: &mut [u8]) -> Buffer {
     // SAFETY: the tests keep `bytes` longer than the request, and do not touch it meanwhile.
     unsafe { Buffer::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len()) }
 }
