@@ -1,0 +1,625 @@
+"""Disks written in Python: what a handler gets, and how its requests end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from typing_extensions import override
+
+from vduse import _native
+from vduse.backends.python import IoBatch, IoRequest, PythonBackend
+from vduse.testing.harness import BlkStack, blk_stack
+from vduse.testing.rawdriver import FREE, T_IN, RawDriver, header
+from vduse.testing.rings import WRITE
+
+SIZE = 1 << 20
+LOG = "vduse.backends.python"
+
+
+class Ram(PythonBackend):
+    """A RAM disk by methods."""
+
+    def __init__(self, size: int = SIZE) -> None:
+        self.size = size
+        self.data = bytearray(size)
+        self.calls: list[tuple[object, ...]] = []
+
+    @override
+    def read(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+    @override
+    def write(self, offset: int, buffer: memoryview) -> None:
+        self.data[offset : offset + len(buffer)] = buffer
+
+    @override
+    def flush(self) -> None:
+        self.calls.append(("flush",))
+
+    @override
+    def discard(self, offset: int, length: int) -> None:
+        self.calls.append(("discard", offset, length))
+
+
+class Batches(PythonBackend):
+    """Whole batches go to a function."""
+
+    size = SIZE
+
+    def __init__(self, handle: Callable[[IoBatch], None]) -> None:
+        self.handle = handle
+
+    @override
+    def submit(self, batch: IoBatch) -> None:
+        if all(request.op == "flush" for request in batch):
+            batch.complete()  # the device's own, when it is closed
+        else:
+            self.handle(batch)
+
+
+@contextmanager
+def on(backend: PythonBackend, **options: object) -> Iterator[BlkStack]:
+    """A stack on ``backend``, which is closed with it."""
+    try:
+        with blk_stack(backend=backend.native, **options) as stack:  # type: ignore[arg-type]
+            yield stack
+    finally:
+        backend.close()
+
+
+def failure(call: Callable[[], object]) -> int | None:
+    """The errno that a call fails with."""
+    with pytest.raises(OSError) as caught:
+        call()
+    return caught.value.errno
+
+
+# --- a method an operation ---------------------------------------------------------------------
+
+
+def test_methods_store_and_give_back() -> None:
+    with on(Ram()) as stack:
+        stack.disk.pwrite(b"a" * 1024, 512)
+        assert stack.disk.pread(2048, 0) == bytes(512) + b"a" * 1024 + bytes(512)
+
+
+def test_operations_call_their_methods() -> None:
+    ram = Ram()
+    with on(ram) as stack:
+        stack.disk.flush()
+        stack.disk.discard(4096, 8192)
+    assert ram.calls[:2] == [("flush",), ("discard", 4096, 8192)]
+
+
+def test_write_zeroes_goes_through_write() -> None:
+    with on(Ram(4 << 20)) as stack:
+        stack.disk.pwrite(b"x" * (3 << 20), 512)
+        stack.disk.write_zeroes(1024, 2 << 20)
+        expected = bytes(512) + b"x" * 512 + bytes(2 << 20) + b"x" * ((1 << 20) - 512)
+        assert stack.disk.pread(len(expected), 0) == expected
+
+
+def test_write_zeroes_of_its_own_is_told_whether_it_may_unmap() -> None:
+    class Zeroes(Ram):
+        @override
+        def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+            self.calls.append((offset, length, unmap))
+
+    disk = Zeroes()
+    with on(disk) as stack:
+        stack.disk.write_zeroes(512, 1024)
+        stack.disk.write_zeroes(512, 1024, unmap=True)
+    assert disk.calls[:2] == [(512, 1024, False), (512, 1024, True)]
+
+
+def test_data_to_be_written_is_read_only_and_what_is_read_is_writable() -> None:
+    seen: dict[str, bool] = {}
+
+    class Look(Ram):
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            seen["read"] = buffer.readonly
+
+        @override
+        def write(self, offset: int, buffer: memoryview) -> None:
+            seen["write"] = buffer.readonly
+
+    with on(Look()) as stack:
+        stack.disk.pread(512, 0)
+        stack.disk.pwrite(bytes(512), 0)
+    assert seen == {"read": False, "write": True}
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (errno.ENOSPC, errno.EIO),
+        (errno.EIO, errno.EIO),
+        # VIRTIO_BLK_S_UNSUPP
+        (errno.ENOTSUP, errno.EOPNOTSUPP),
+    ],
+)
+def test_oserror_of_a_method_is_the_requests_alone(
+    raised: int, seen: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Ram):
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            if offset == 512:
+                raise OSError(raised, "no")
+
+    with on(Failing()) as stack:
+        assert failure(lambda: stack.disk.pread(512, 512)) == seen
+        stack.disk.pread(512, 0)
+    assert [record for record in caplog.records if record.name == LOG] == []
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, OSError])
+def test_exception_of_a_method_is_eio_and_a_line_in_the_log(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Ram):
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            if offset == 512:
+                raise kind
+            super().read(offset, buffer)
+
+    disk = Failing()
+    with on(disk) as stack:
+        assert failure(lambda: stack.disk.pread(512, 512)) == errno.EIO
+        assert stack.disk.pread(512, 0) == bytes(512)
+        assert disk.stats()["exceptions"] == 1
+        assert disk.stats()["stale_views"] == 0
+    [record] = [record for record in caplog.records if record.name == LOG]
+    words = record.getMessage()
+    assert words.startswith("Failing: read of 512 bytes at 512 raised; the request fails\n")
+    assert kind.__name__ in words and "raise kind" in words
+
+
+def test_exceptions_of_one_batch_are_two_lines_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Failing(Ram):
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            if offset:
+                raise ValueError(offset)
+
+    disk = Failing()
+    with on(disk) as stack:
+        buffers = [bytearray(512) for _ in range(8)]
+        tokens = stack.disk.submit([("read", 512 * n, b) for n, b in enumerate(buffers)])
+        done: dict[int, int] = {}
+        while len(done) < 8:
+            done.update(stack.disk.reap())
+        assert [done[token] for token in tokens] == [512] + [-errno.EIO] * 7
+        assert disk.stats()["exceptions"] == 7
+    lines = [record for record in caplog.records if record.name == LOG]
+    assert len(lines) <= 2 * disk.stats()["batches"]
+
+
+def test_missing_method_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Empty(PythonBackend):
+        size = SIZE
+
+    with on(Empty()) as stack:
+        assert failure(lambda: stack.disk.pread(512, 0)) == errno.EIO
+    assert "Empty has no method read" in caplog.text
+
+
+# --- attributes --------------------------------------------------------------------------------
+
+
+def test_attributes_are_the_disks() -> None:
+    class Odd(Ram):
+        block_size = 4096
+        read_only = True
+
+    native = Odd().native
+    assert (native.size, native.block_size, native.read_only) == (SIZE, 4096, True)
+    assert (native.can_discard, native.engine) == (False, "python")
+    assert Ram().native.can_discard
+    assert not Batches(lambda batch: None).native.can_discard
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("size", 0), ("size", 511), ("block_size", 256), ("block_size", 1000), ("size", "1G")],
+)
+def test_attribute_out_of_range_is_refused(name: str, value: object) -> None:
+    ram = Ram()
+    setattr(ram, name, value)
+    with pytest.raises((ValueError, OSError, TypeError)):
+        _ = ram.native
+
+
+def test_resize_reaches_the_driver() -> None:
+    ram = Ram()
+    with on(ram) as stack:
+        ram.data.extend(bytes(SIZE))
+        changed = threading.Event()
+        ram.resize(2 * SIZE)
+        while stack.disk.size != 2 * SIZE:
+            assert not changed.wait(0.01)
+        stack.disk.pwrite(b"n" * 512, 2 * SIZE - 512)
+    assert ram.data[-512:] == b"n" * 512
+
+
+def test_read_only_disk_refuses_writes() -> None:
+    class ReadOnly(Ram):
+        read_only = True
+
+    with on(ReadOnly()) as stack:
+        assert stack.disk.read_only
+        assert failure(lambda: stack.disk.pwrite(bytes(512), 0)) == errno.EROFS
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+def test_batch_is_a_sequence_of_requests() -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def handle(batch: IoBatch) -> None:
+        seen.extend((r.op, r.offset, r.length, r.may_unmap, r.completed) for r in batch)
+        assert (batch[-1].offset, len(batch)) == (batch[len(batch) - 1].offset, len([*batch]))
+        with pytest.raises(IndexError):
+            batch[len(batch)]
+        assert batch.open == len(batch) == batch.complete()
+        assert all(request.completed for request in batch)
+
+    with on(Batches(handle)) as stack:
+        stack.disk.pread(1024, 512)
+        stack.disk.pwrite(bytes(512), 4096)
+        stack.disk.write_zeroes(0, 2048)
+    assert seen == [
+        ("read", 512, 1024, False, False),
+        ("write", 4096, 512, False, False),
+        ("write_zeroes", 0, 2048, False, False),
+    ]
+
+
+def test_request_fails_with_the_errno_it_is_completed_with() -> None:
+    with on(Batches(lambda batch: batch[0].complete(errno.ENOTSUP))) as stack:
+        assert failure(lambda: stack.disk.pread(512, 0)) == errno.EOPNOTSUPP
+
+
+@pytest.mark.parametrize("error", [-1, 4096, 1 << 30])
+def test_error_that_is_no_errno_is_refused(error: int) -> None:
+    def handle(batch: IoBatch) -> None:
+        with pytest.raises(ValueError, match="neither 0 nor an errno"):
+            batch[0].complete(error)
+        batch.complete()
+
+    disk = Batches(handle)
+    with on(disk) as stack:
+        stack.disk.pread(512, 0)
+    assert disk.stats()["exceptions"] == 0
+
+
+def test_completing_twice_is_refused() -> None:
+    def handle(batch: IoBatch) -> None:
+        batch[0].complete()
+        with pytest.raises(ValueError, match="completed already"):
+            batch[0].complete()
+        assert batch.complete() == 0
+
+    disk = Batches(handle)
+    with on(disk) as stack:
+        stack.disk.pread(512, 0)
+    assert disk.stats()["exceptions"] == 0
+
+
+def test_exception_fails_what_is_not_completed(caplog: pytest.LogCaptureFixture) -> None:
+    def handle(batch: IoBatch) -> None:
+        for request in batch:
+            if request.offset == 0:
+                request.complete()
+        raise RuntimeError("handler")
+
+    disk = Batches(handle)
+    with on(disk) as stack:
+        tokens = stack.disk.submit([("read", 512 * n, bytearray(512)) for n in range(4)])
+        done: dict[int, int] = {}
+        while len(done) < 4:
+            done.update(stack.disk.reap())
+        assert [done[token] for token in tokens] == [512] + [-errno.EIO] * 3
+    assert "RuntimeError: handler" in caplog.text
+    assert disk.stats()["dropped"] == 0
+
+
+def test_requests_are_completed_by_another_thread() -> None:
+    work: queue.Queue[IoRequest | None] = queue.Queue()
+
+    def serve() -> None:
+        while (request := work.get()) is not None:
+            request.buffer[:] = bytes([request.offset // 512]) * request.length
+            request.complete()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with on(Batches(lambda batch: [work.put(request) for request in batch][:0] and None)) as stack:
+        buffers = [bytearray(512) for _ in range(64)]
+        stack.disk.submit([("read", 512 * n, buffer) for n, buffer in enumerate(buffers)])
+        done = 0
+        while done < 64:
+            done += len(stack.disk.reap())
+        assert [buffer[0] for buffer in buffers] == [*range(64)]
+    work.put(None)
+    thread.join()
+
+
+def test_dropped_request_fails_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    disk = Batches(lambda batch: None)
+    with on(disk) as stack:
+        assert failure(lambda: stack.disk.pread(512, 0)) == errno.EIO
+        assert disk.stats()["dropped"] == 1
+    assert "dropped without being completed" in caplog.text
+
+
+def test_request_kept_alone_is_open_until_it_is_dropped() -> None:
+    kept: list[IoRequest] = []
+    taken = threading.Event()
+
+    def handle(batch: IoBatch) -> None:
+        kept.extend(batch)
+        taken.set()
+
+    disk = Batches(handle)
+    with on(disk) as stack:
+        [token] = stack.disk.submit([("read", 0, bytearray(512))])
+        assert taken.wait(10)
+        assert stack.disk.reap(1, 0.05) == []
+        kept.clear()
+        assert stack.disk.reap(1, 10) == [(token, -errno.EIO)]
+
+
+# --- views -------------------------------------------------------------------------------------
+
+
+def test_view_is_released_at_completion() -> None:
+    kept: list[memoryview] = []
+
+    def handle(batch: IoBatch) -> None:
+        for request in batch:
+            kept.append(request.buffer)
+            assert request.buffer is request.buffer
+            request.complete()
+            with pytest.raises(ValueError):
+                _ = request.buffer
+            with pytest.raises(BufferError):
+                memoryview(request)
+
+    disk = Batches(handle)
+    with on(disk) as stack:
+        stack.disk.pread(512, 0)
+        assert disk.stats()["exceptions"] == disk.stats()["stale_views"] == 0
+    with pytest.raises(ValueError, match="released"):
+        kept[0][0]
+
+
+def test_view_kept_by_a_method_is_released() -> None:
+    kept: list[memoryview] = []
+
+    class Keeping(Ram):
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            kept.append(buffer)
+
+    disk = Keeping()
+    with on(disk) as stack:
+        stack.disk.pread(512, 0)
+    with pytest.raises(ValueError, match="released"):
+        kept[0][0]
+    assert disk.stats()["stale_views"] == 0
+
+
+def test_stale_view_keeps_its_memory_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    kept: list[memoryview] = []
+
+    def handle(batch: IoBatch) -> None:
+        for request in batch:
+            kept.append(request.buffer[1:])
+        batch.complete()
+
+    disk = Batches(handle)
+    with on(disk) as stack:
+        for _ in range(3):
+            stack.disk.pread(512, 0)
+        assert disk.stats()["stale_views"] == 3
+    lines = [record for record in caplog.records if "still in use" in record.getMessage()]
+    assert len(lines) == 1
+    # The device and its memory are gone; the view is not.
+    assert [len(bytes(view)) for view in kept] == [511] * 3
+
+
+def test_request_without_data_has_no_buffer() -> None:
+    def handle(batch: IoBatch) -> None:
+        with pytest.raises(ValueError, match="no data"):
+            _ = batch[0].buffer
+        batch.complete()
+
+    disk = Batches(handle)
+    with on(disk) as stack:
+        stack.disk.write_zeroes(0, 512)
+    assert disk.stats()["exceptions"] == 0
+
+
+# --- async -------------------------------------------------------------------------------------
+
+
+class Slow(Ram):
+    """Waits before it answers, later ones less."""
+
+    @override
+    async def read(self, offset: int, buffer: memoryview) -> None:  # type: ignore[override]
+        await asyncio.sleep(0.001 * (8 - offset // 512))
+        if offset == 3 * 512:
+            raise OSError(errno.ENOTSUP, "no")
+        if offset == 4 * 512:
+            raise RuntimeError("async")
+        buffer[:] = bytes([offset // 512]) * len(buffer)
+
+    @override
+    async def write(self, offset: int, buffer: memoryview) -> None:  # type: ignore[override]
+        super().write(offset, buffer)
+
+
+def test_coroutines_run_side_by_side(caplog: pytest.LogCaptureFixture) -> None:
+    disk = Slow()
+    with on(disk) as stack:
+        buffers = [bytearray(512) for _ in range(8)]
+        tokens = stack.disk.submit([("read", 512 * n, b) for n, b in enumerate(buffers)])
+        done: dict[int, int] = {}
+        while len(done) < 8:
+            done.update(stack.disk.reap())
+        assert done[tokens[3]] == -errno.EOPNOTSUPP
+        assert done[tokens[4]] == -errno.EIO
+        assert [buffers[n][0] for n in (0, 1, 2, 5, 6, 7)] == [0, 1, 2, 5, 6, 7]
+        assert disk.stats()["stale_views"] == 0
+    assert "RuntimeError: async" in caplog.text
+
+
+def test_coroutines_get_the_other_operations_too() -> None:
+    disk = Slow()
+    with on(disk) as stack:
+        stack.disk.pwrite(b"w" * 1024, 512)
+        stack.disk.write_zeroes(512, 512)
+        stack.disk.flush()
+        stack.disk.discard(0, 512)
+    assert disk.data[512:1536] == bytes(512) + b"w" * 512
+    assert ("discard", 0, 512) in disk.calls and ("flush",) in disk.calls
+
+
+def test_loop_ends_with_its_disk() -> None:
+    with on(Slow()) as stack:
+        stack.disk.pread(512, 0)
+        names = {thread.name for thread in threading.enumerate()}
+        assert "vduse-asyncio" in names
+    assert "vduse-asyncio" not in {thread.name for thread in threading.enumerate()}
+
+
+# --- reset -------------------------------------------------------------------------------------
+
+
+def test_reset_ends_what_no_view_holds() -> None:
+    kept: list[IoRequest] = []
+    taken = threading.Event()
+
+    def handle(batch: IoBatch) -> None:
+        kept.extend(batch)
+        taken.set()
+
+    disk = Batches(handle)
+    with on(disk, driver="vhost_vdpa") as stack:
+        with RawDriver(stack.driver) as raw:
+            assert raw.start()
+            raw.memory.write(FREE, header(T_IN))
+            raw.memory.write(FREE + 4096, b"\xee" * 513)
+            raw.submit([(raw.at(FREE), 16, 0), (raw.at(FREE + 4096), 513, WRITE)])
+            raw.kick()
+            assert taken.wait(10)
+            raw.reset()
+            assert kept[0].completed
+            kept[0].complete()  # means nothing any more
+            with pytest.raises(ValueError):
+                _ = kept[0].buffer
+            assert raw.memory.read(FREE + 4096, 513) == b"\xee" * 513
+
+
+# --- lifetime ----------------------------------------------------------------------------------
+
+
+def test_closed_is_called_once_and_after_the_last_request() -> None:
+    calls: list[str] = []
+
+    class Closing(Ram):
+        @override
+        def flush(self) -> None:
+            calls.append("flush")
+
+        @override
+        def closed(self) -> None:
+            calls.append("closed")
+
+    disk = Closing()
+    with on(disk) as stack:
+        stack.disk.pread(512, 0)
+    disk.close()
+    assert calls[-2:] == ["flush", "closed"] and calls.count("closed") == 1
+
+
+def test_backend_in_use_is_not_closed_nor_collected() -> None:
+    ram = Ram()
+    with blk_stack(backend=ram.native) as stack:
+        assert failure(ram.close) == errno.EBUSY
+        known = weakref.ref(ram)
+        del ram
+        gc.collect()
+        assert known() is not None
+        stack.disk.pwrite(b"g" * 512, 0)
+        assert stack.disk.pread(512, 0) == b"g" * 512
+
+
+def test_unused_backend_is_collected() -> None:
+    ram = Ram()
+    assert ram.native.size == SIZE
+    known = weakref.ref(ram)
+    del ram
+    gc.collect()
+    assert known() is None
+
+
+def test_device_of_a_python_disk_has_a_pool_of_its_own() -> None:
+    stuck, go = threading.Event(), threading.Event()
+
+    class Stuck(Ram):
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            stuck.set()
+            go.wait(30)
+
+    with on(Stuck()) as one, on(Ram()) as other, blk_stack(backend="memory") as third:
+        one.disk.submit([("read", 0, bytearray(512))])
+        assert stuck.wait(10)
+        assert other.disk.pread(512, 0) == third.disk.pread(512, 0) == bytes(512)
+        go.set()
+        one.disk.reap()
+        assert one.blk.pool.workers == 1
+
+
+def test_forked_child_cannot_use_a_batch() -> None:
+    answers: list[int] = []
+
+    def handle(batch: IoBatch) -> None:
+        request = batch[0]
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                request.complete()
+            except RuntimeError:
+                code = 0
+            os._exit(code)
+        answers.append(os.waitpid(child, 0)[1])
+        batch.complete()
+
+    with on(Batches(handle)) as stack:
+        stack.disk.pread(512, 0)
+    assert answers == [0]
+
+
+def test_logger_is_the_backends() -> None:
+    assert logging.getLogger(LOG).name == LOG
+    assert issubclass(_native.PythonBackend, _native.Backend)
