@@ -19,8 +19,6 @@ from typing_extensions import override
 from vduse import _native
 from vduse.backends.python import IoBatch, IoRequest, PythonBackend
 from vduse.testing.harness import BlkStack, blk_stack
-from vduse.testing.rawdriver import FREE, T_IN, RawDriver, header
-from vduse.testing.rings import WRITE
 
 SIZE = 1 << 20
 LOG = "vduse.backends.python"
@@ -508,34 +506,6 @@ def test_loop_ends_with_its_disk() -> None:
         names = {thread.name for thread in threading.enumerate()}
         assert "vduse-asyncio" in names
     assert "vduse-asyncio" not in {thread.name for thread in threading.enumerate()}
-
-
-# --- reset -------------------------------------------------------------------------------------
-
-
-def test_reset_ends_what_no_view_holds() -> None:
-    kept: list[IoRequest] = []
-    taken = threading.Event()
-
-    def handle(batch: IoBatch) -> None:
-        kept.extend(batch)
-        taken.set()
-
-    disk = Batches(handle)
-    with on(disk, driver="vhost_vdpa") as stack:
-        with RawDriver(stack.driver) as raw:
-            assert raw.start()
-            raw.memory.write(FREE, header(T_IN))
-            raw.memory.write(FREE + 4096, b"\xee" * 513)
-            raw.submit([(raw.at(FREE), 16, 0), (raw.at(FREE + 4096), 513, WRITE)])
-            raw.kick()
-            assert taken.wait(10)
-            raw.reset()
-            assert kept[0].completed
-            kept[0].complete()  # means nothing any more
-            with pytest.raises(ValueError):
-                _ = kept[0].buffer
-            assert raw.memory.read(FREE + 4096, 513) == b"\xee" * 513
 
 
 # --- lifetime ----------------------------------------------------------------------------------
