@@ -7,9 +7,13 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from vduse import _native
+from vduse.backends.layers import Faults, error
+from vduse.backends.python import PythonBackend
+from vduse.backends.spec import open_backend
 from vduse.channel.tap import Recorder
 from vduse.framework import Framework
 from vduse.testing.closing import Closing
@@ -28,6 +32,8 @@ class Bench(Closing):
         self._held = Held.now()
         self._tap = Recorder()
         self._stacks: list[BlkStack] = []
+        #: Objects to close, by id: one may serve several devices.
+        self._backends: dict[int, _native.Backend | PythonBackend] = {}
         with ExitStack() as undo:
             undo.enter_context(_talking())
             #: The framework.
@@ -36,20 +42,47 @@ class Bench(Closing):
 
     def device(
         self,
-        backend: str | _native.Backend = "memory",
+        backend: str | _native.Backend | PythonBackend = "memory",
         *,
         name: str | None = None,
         driver: BusDriver | None = "virtio_vdpa",
         where: Where = "process",
+        faults: Faults | None = None,
         **options: Any,
     ) -> BlkStack:
         """A running block device on the bus; ``options`` as :class:`BlkSpec` has them. Without
-        a name it is disk0, disk1, and so on. A backend that is an object stays the caller's."""
-        spec = BlkSpec(name=name or f"disk{len(self._stacks)}", backend=backend, **options)
+        a name it is disk0, disk1, and so on. A backend that is an object is closed with the
+        bench. ``faults``: rules by which its requests fail, changed at any time."""
+        name = name or f"disk{len(self._stacks)}"
+        spec = BlkSpec(name=name, backend=self._backend(backend), **options)
+        if faults is not None:
+            spec = self._faulty(spec, faults)
         stack = BlkStack(self.framework, spec, where, driver)
         self._exits.callback(stack.close)
         self._stacks.append(stack)
         return stack
+
+    def _backend(self, backend: str | _native.Backend | PythonBackend) -> str | _native.Backend:
+        if isinstance(backend, str):
+            return backend
+        if id(backend) not in self._backends:
+            self._backends[id(backend)] = backend
+            self._exits.callback(backend.close)
+        return backend.native if isinstance(backend, PythonBackend) else backend
+
+    def _faulty(self, spec: BlkSpec, faults: Faults) -> BlkSpec:
+        backend = spec.backend
+        if isinstance(backend, str):
+            backend = open_backend(
+                backend,
+                size=spec.size,
+                read_only=spec.read_only,
+                direct=spec.direct,
+                layers=spec.layers,
+            )
+        backend = error(backend, faults)
+        self._exits.callback(backend.close)
+        return replace(spec, backend=backend, size=None, layers=())
 
     def sections(self) -> list[tuple[str, str]]:
         """Titles and texts about every device, and the control path's last messages."""
@@ -63,6 +96,7 @@ class Bench(Closing):
         try:
             self._exits.close()
         finally:
+            self._backends.clear()
             self._stacks.clear()  # their memory lives as long as they
 
     def leaks(self) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from vduse.backends.layers import Faults
     from vduse.bus.disk import Disk
     from vduse.framework import Framework
     from vduse.testing.bench import Bench
@@ -83,10 +84,20 @@ def vduse_device(_vduse_bench: Bench) -> Callable[..., BlkStack]:
 
 
 @pytest.fixture
+def vduse_faults() -> Faults:
+    """Rules by which requests of :func:`vduse_disk` fail; none at first."""
+    from vduse.backends.layers import Faults
+
+    return Faults()
+
+
+@pytest.fixture
 def vduse_disk(request: pytest.FixtureRequest, vduse_device: Callable[..., BlkStack]) -> Disk:
     """The disk of a device of its own: 64 MiB of memory, or what the marker says."""
     mark = request.node.get_closest_marker("vduse_disk")
-    args, kwargs = ((), {}) if mark is None else (mark.args, mark.kwargs)
+    args, kwargs = ((), {}) if mark is None else (mark.args, dict(mark.kwargs))
+    if "vduse_faults" in request.fixturenames:
+        kwargs["faults"] = request.getfixturevalue("vduse_faults")
     return vduse_device(*args, **kwargs).disk
 
 
