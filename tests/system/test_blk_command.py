@@ -22,6 +22,20 @@ from tests.system.test_bad_input import Person
 from tests.system.test_demo import locked_as_by_qemu
 
 SIZE = 16 << 20
+RAM_DISK = """
+from vduse.backends.python import PythonBackend
+
+class Ram(PythonBackend):
+    def __init__(self, size):
+        self.size = size
+        self.data = bytearray(size)
+
+    def read(self, offset, buffer):
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+    def write(self, offset, buffer):
+        self.data[offset : offset + len(buffer)] = buffer
+"""
 
 
 class Command:
@@ -224,6 +238,16 @@ def test_layers_go_on_the_backend(tmp_path: Path, image: Path) -> None:
     assert image.read_bytes() == bytes(SIZE)
 
 
+@pytest.mark.needs("qemu-io")
+def test_python_backend(tmp_path: Path) -> None:
+    (tmp_path / "ram.py").write_text(RAM_DISK)
+    with command(tmp_path, "python:ram:Ram", "--size", "1M", "--json") as blk:
+        facts = blk.facts()
+        assert (facts["engine"], facts["size"]) == ("python", 1 << 20)
+        run("qemu-io", "-f", "raw", "-c", "write -P 7 4k 4k", "-c", "read -P 7 4k 4k", blk.uri)
+        assert blk.end()[0] == 0
+
+
 # --- how it ends -----------------------------------------------------------------------------
 
 
@@ -294,6 +318,11 @@ def person(tmp_path: Path) -> Person:
         ("blk", "name what stores the bytes: an image, null, memory, python:MODULE:CLASS"),
         ("blk memory --size 1M", "say where to serve: --nbd SOCKET"),
         ("blk memory --nbd s", "memory: needs a size: --size 1G"),
+        (
+            "blk python:nowhere:Disk --nbd s",
+            "python:nowhere:Disk: no module nowhere here or on Python's path; "
+            "name a file of this directory without .py",
+        ),
         (
             "blk memory --size 1000 --nbd s",
             "memory: a size of 1000 bytes is no multiple of 512",

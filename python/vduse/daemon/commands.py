@@ -117,7 +117,7 @@ class DoctorOptions:
 
 
 def _blk(options: BlkOptions, context: Context) -> Generator[BlkFacts]:
-    from vduse.daemon.blk import serve
+    from vduse.daemon.blk.serve import serve
 
     return serve(options, context)
 

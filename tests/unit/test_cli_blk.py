@@ -1,0 +1,91 @@
+"""`vduse blk` when its device breaks, with a service that breaks when it is told to."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from vduse.control.statistics import Statistics, collect
+from vduse.daemon.blk import serve as module
+from vduse.daemon.blk.facts import Serving
+from vduse.daemon.main import main
+
+ARGV = ["blk", "null", "--size", "1M", "--nbd", "disk.sock"]
+
+
+class Breaking:
+    """Serves until it is looked at, and then does not."""
+
+    closed = 0
+    #: Of the close.
+    failure: str | None = None
+
+    def __init__(self, _options: object, backend: str, path: str) -> None:
+        self._facts = Serving(
+            event="serving",
+            pid=1,
+            name="disk0",
+            backend=backend,
+            size=1 << 20,
+            read_only=False,
+            ring="split",
+            queues=1,
+            queue_size=256,
+            engine="none",
+            socket=path,
+            uri=f"nbd+unix:///?socket={path}",
+        )
+
+    def facts(self) -> Serving:
+        return self._facts
+
+    def broken(self) -> str | None:
+        return "virtqueue 0: descriptor 9 of 4"
+
+    def statistics(self) -> Statistics:
+        return collect()
+
+    def close(self) -> str | None:
+        type(self).closed += 1
+        return self.failure
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> type[Breaking]:
+    class Fresh(Breaking):
+        pass
+
+    monkeypatch.setattr(module, "Service", Fresh)
+    return Fresh
+
+
+def test_broken_device_is_named_and_the_exit_code_is_1(
+    service: type[Breaking], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(ARGV) == 1
+    shown = capsys.readouterr()
+    assert shown.err == "vduse: disk0: virtqueue 0: descriptor 9 of 4\n"
+    assert service.closed == 1
+
+
+def test_broken_device_as_json(service: type[Breaking], capsys: pytest.CaptureFixture[str]) -> None:
+    # What broke first is the reason, whatever the close finds.
+    service.failure = "more"
+    assert main([*ARGV, "--json"]) == 1
+    begun, ended = map(json.loads, capsys.readouterr().out.splitlines())
+    assert begun["event"] == "serving"
+    assert (ended["event"], ended["broken"]) == ("ended", True)
+    assert ended["reason"] == "virtqueue 0: descriptor 9 of 4"
+
+
+def test_reader_that_goes_away_ends_it_in_order(
+    service: type[Breaking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_text: Any) -> int:
+        raise RuntimeError("nobody reads")
+
+    monkeypatch.setattr("vduse.daemon.main._print", gone)
+    assert main([*ARGV, "--json"]) == 1
+    assert service.closed == 1
