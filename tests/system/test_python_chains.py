@@ -121,7 +121,8 @@ def test_what_a_handler_raises_is_logged_and_the_device_goes_on(stage: Stage, pa
         raw.kick()
         lengths = sorted(used.length for used in raw.wait_used(2))
         assert lengths in ([0, 4], [4, 4])  # one batch, or two
-        stage.log.wait_for("virtqueue 0: a batch of chains failed")
+        line = stage.log.wait_for("virtqueue 0: a batch of chains failed")
+        assert line.splitlines()[-1] == "LookupError: a mistake of the program"
     stage.device.serve = None
     stage.check_whole(packed=packed)
     assert stage.device.fault is None

@@ -3,6 +3,7 @@ child, on split and packed virtqueues; takeover."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,57 @@ def test_a_read_times_out_and_the_late_answer_is_nobodys() -> None:
                 chain.write(answer)
                 chain.complete()
             assert second.result() == b"next"
+        framework.dev_del(NAME)
+
+
+class Waiting(VirtioDevice):
+    """Answers on its own loop, once it has seen two batches; the third is a mistake."""
+
+    DEVICE_ID = DeviceId.RNG
+
+    def __init__(self) -> None:
+        super().__init__(NAME, drain_timeout=LIMIT)
+        self._batches = 0
+        self.came = threading.Semaphore(0)
+        self._second = asyncio.Event()
+
+    async def submit(self, queue: int, batch: _native.ChainBatch) -> None:
+        self._batches += 1
+        self.came.release()
+        if self._batches == 2:
+            self._second.set()
+        await self._second.wait()
+        assert self._batches < 3, "a third batch"
+        for chain in batch:
+            chain.write(b"awaited!")
+            chain.complete()
+
+
+def test_an_async_device_serves_batches_side_by_side() -> None:
+    device = Waiting()
+    with (
+        LogWatch() as log,
+        Framework(
+            device_ids=[DeviceId.RNG], class_drivers={DeviceId.RNG: QueueDriver}
+        ) as framework,
+        served(device, framework),
+    ):
+        framework.dev_add(NAME)
+        (queue,) = framework.driver(NAME, QueueDriver).queues
+        found: list[bytes] = []
+        for _ in range(2):
+            queue.add([], [8])
+            queue.kick()
+            assert device.came.acquire(timeout=LIMIT)
+        while len(found) < 2:
+            assert queue.wait(LIMIT)
+            found += [data for _, data in queue.reap()]
+        assert found == [b"awaited!"] * 2
+        queue.add([], [8])
+        queue.kick()
+        assert queue.wait(LIMIT)
+        assert [data for _, data in queue.reap()] == [b""]
+        assert "a third batch" in log.wait_for(f"{NAME}: virtqueue 0: a batch of chains failed")
         framework.dev_del(NAME)
 
 

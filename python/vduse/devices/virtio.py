@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
+from inspect import iscoroutinefunction
 from typing import ClassVar
 
 from vduse import _native
@@ -23,6 +25,7 @@ from vduse.device.control_thread import ControlThread
 from vduse.device.device import DRAIN_TIMEOUT, Device
 from vduse.device.spec import DeviceSpec
 from vduse.devices.features import REQUIRED, check_features
+from vduse.devices.virtio_loop import SubmitLoop
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,7 @@ class VirtioDevice(ABC):
         features = int(self.FEATURES | _COMMON | (Feature.RING_PACKED if packed else 0))
         self._pool: _native.Pool | None = None
         self._data_path: _native.ChainDataPath | None = None
+        self._loop: SubmitLoop | None = None
         self._device = Device(
             DeviceSpec(
                 name=name,
@@ -86,10 +90,12 @@ class VirtioDevice(ABC):
     # --- what a device is -------------------------------------------------------------------
 
     @abstractmethod
-    def submit(self, queue: int, batch: _native.ChainBatch) -> None:
+    def submit(self, queue: int, batch: _native.ChainBatch) -> Awaitable[None] | None:
         """Serves the next chains of virtqueue ``queue``, at least one, on the worker. Each is to
         be completed, here or later, on any thread. What it raises goes to the log; chains of
-        the batch that have not ended are completed with 0 bytes written then."""
+        the batch that have not ended are completed with 0 bytes written then.
+
+        As ``async def`` it runs on a loop of the device's own, each batch in its own task."""
 
     def config(self) -> bytes:
         """The config space at creation, little-endian."""
@@ -140,6 +146,9 @@ class VirtioDevice(ABC):
         bus and not destroyed."""
         self._device.close()
         self._data_path = None
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -148,5 +157,9 @@ class VirtioDevice(ABC):
 
     def _make_data_path(self, resolver: _native.CallSocket) -> _native.ChainDataPath:
         self._pool = self._pool or _native.Pool(1)
-        self._data_path = _native.ChainDataPath(self._pool, resolver, self.submit, self.drain)
+        submit = self.submit
+        if iscoroutinefunction(submit):
+            self._loop = self._loop or SubmitLoop(self.name, submit)
+            submit = self._loop.submit
+        self._data_path = _native.ChainDataPath(self._pool, resolver, submit, self.drain)
         return self._data_path

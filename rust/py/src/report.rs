@@ -1,24 +1,33 @@
 //! What a worker has to tell and no call returns: lines in Python's log, under `vduse.device`.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 /// A line that warns.
 pub fn warning(py: Python<'_>, words: &str) {
-    log(py, "warning", words, None);
+    log(py, "warning", words);
 }
 
-/// An exception that program code has raised on a worker, with its traceback.
+/// An exception that program code has raised on a worker, with its traceback. As text: a record
+/// that kept the exception would keep what its frames hold, views of the driver's memory too.
 pub fn exception(py: Python<'_>, words: &str, error: PyErr) {
-    log(py, "error", words, Some(error));
+    let text = py
+        .import("traceback")
+        .and_then(|traceback| traceback.call_method1("format_exception", (error.value(py),)))
+        .and_then(|lines| lines.extract::<Vec<String>>());
+    match text {
+        Ok(lines) => log(
+            py,
+            "error",
+            &format!("{words}\n{}", lines.concat().trim_end()),
+        ),
+        Err(error) => error.write_unraisable(py, None),
+    }
 }
 
-fn log(py: Python<'_>, level: &str, words: &str, error: Option<PyErr>) {
+fn log(py: Python<'_>, level: &str, words: &str) {
     let logged = py.import("logging").and_then(|logging| {
         let logger = logging.call_method1("getLogger", ("vduse.device",))?;
-        let keywords = PyDict::new(py);
-        keywords.set_item("exc_info", error)?;
-        logger.call_method(level, ("%s", words), Some(&keywords))
+        logger.call_method1(level, ("%s", words))
     });
     if let Err(error) = logged {
         error.write_unraisable(py, None);
