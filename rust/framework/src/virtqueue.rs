@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vduse_mem::Iova;
 use vduse_ring::{AddError, Areas, DriverQueue, Layout, RingError, Segment};
 
@@ -269,25 +269,36 @@ impl Virtqueue {
         self.lock().failure.clone()
     }
 
-    /// Waits until there is something to reap, or the driver has ended; false after `timeout`.
+    /// Waits until there is something to reap, or the driver has ended; false after `timeout`, or
+    /// earlier where a signal interrupts.
     pub fn wait(&self, timeout: Duration) -> bool {
-        {
-            let mut inner = self.lock();
-            let is_over = inner.ending.is_some() || !inner.used.is_empty();
-            if is_over || inner.ring.enable_irqs() {
+        let deadline = Instant::now().checked_add(timeout);
+        while !self.is_due() {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            let fds = [self.line.irq_fd(), self.stopped.as_fd()];
+            let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            if !poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0) {
+                return self.is_due();
+            }
+            // It may be an old one: all that it says is to look again.
+            self.line.take_irqs();
+        }
+        true
+    }
+
+    /// Whether there is something to reap; asks for an irq if not.
+    fn is_due(&self) -> bool {
+        let mut inner = self.lock();
+        loop {
+            self.pump(&mut inner);
+            if inner.ending.is_some() || !inner.used.is_empty() {
                 return true;
             }
+            if !inner.ring.enable_irqs() {
+                return false;
+            }
         }
-        let timeout = Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
-        let fds = [self.line.irq_fd(), self.stopped.as_fd()];
-        let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        // An error is EINTR: the caller looks after signals.
-        let woken = poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0);
-        self.line.take_irqs();
-        woken
     }
 
     fn pump(&self, inner: &mut Inner) {
