@@ -26,6 +26,7 @@ import copies
 import idle
 import nbd
 import per_request
+import throttle
 
 Step = Callable[[str], None]
 Figures = list[dict[str, object]]
@@ -121,7 +122,36 @@ def _servers(title: str, rows: list[nbd.Row]) -> tuple[Table, Figures]:
     return table, [asdict(row) for row in rows]
 
 
-FIGURES = {"requests": _requests, "copies": _copies, "idle": _idle, "nbd": _nbd}
+def _throttle(quick: bool, step: Step) -> tuple[Table, Figures]:
+    seconds = 2.0 if quick else 10.0
+    table = Table(
+        title=f"Throttle, over {seconds:.0f} s (promised: {throttle.TARGET:.0%} over 10 s)",
+        box=SIMPLE,
+        title_justify="left",
+    )
+    for name in ("limit", "wanted", "bytes", "depth", "came out", "off", "CPU"):
+        table.add_column(name, justify="right")
+    rows = list(throttle.measure(seconds, step))
+    for row in rows:
+        table.add_row(
+            row.unit,
+            f"{row.wanted:,.0f}",
+            f"{row.block_size:,}",
+            str(row.depth),
+            f"{row.rate:,.0f}",
+            f"{row.error:+.1%}",
+            f"{row.cpu:.0%}",
+        )
+    return table, [asdict(row) | {"error": row.error} for row in rows]
+
+
+FIGURES = {
+    "requests": _requests,
+    "copies": _copies,
+    "idle": _idle,
+    "nbd": _nbd,
+    "throttle": _throttle,
+}
 
 
 def machine() -> dict[str, object]:
