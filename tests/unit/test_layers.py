@@ -19,6 +19,7 @@ from vduse import _native
 from vduse.backends import layers
 from vduse.backends.layers import Faults, Limits, Throttle
 from vduse.backends.memory import open_memory
+from vduse.backends.python import PythonBackend
 from vduse.bus.disk import Disk
 from vduse.channel.embedded import inherited
 from vduse.devices.blk import BlkDevice
@@ -106,6 +107,39 @@ def test_a_random_rate_hits_the_same_requests_in_every_run() -> None:
 
     first = run(1)
     assert first == run(1) != run(2)
+
+
+class RamDisk(PythonBackend):
+    """A disk in Python that counts its reads."""
+
+    size = SIZE
+
+    def __init__(self) -> None:
+        self.data = bytearray(b"p" * SIZE)
+        self.reads = 0
+        self.is_closed = False
+
+    def read(self, offset: int, buffer: memoryview) -> None:
+        self.reads += 1
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+    def closed(self) -> None:
+        self.is_closed = True
+
+
+def test_layers_on_a_disk_written_in_python() -> None:
+    ram = RamDisk()
+    faults = Faults()
+    backend = layers.overlay(layers.error(layers.delay(ram, read=0.001), faults))
+    assert backend.engine == "python"  # it needs a worker of its own
+    with disk_on(backend) as disk:
+        disk.pwrite(b"o" * 512, 512)
+        assert disk.pread(1536, 0) == b"p" * 512 + b"o" * 512 + b"p" * 512
+        faults.add(offset=0, length=512)
+        assert disk.pread(512, 512) == b"o" * 512  # the overlay's alone
+        with pytest.raises(OSError):
+            disk.pread(1024, 0)
+    assert (ram.reads, bytes(ram.data), ram.is_closed) == (1, b"p" * SIZE, True)
 
 
 def test_a_layer_owns_what_lies_beneath() -> None:

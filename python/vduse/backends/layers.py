@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, get_args
 
 from vduse import _native
+from vduse.backends.python import PythonBackend
 
+#: What a layer goes on.
+AnyBackend: TypeAlias = _native.Backend | PythonBackend
 #: An operation on the disk. A request with several ranges (discard, write zeroes) is as many
 #: operations; a write through (FUA) is a write and a flush.
 Op = Literal["read", "write", "flush", "discard", "write_zeroes"]
@@ -22,13 +25,17 @@ OPS: tuple[Op, ...] = get_args(Op)
 Pause: TypeAlias = float | tuple[float, float]
 
 
-def read_only(backend: _native.Backend) -> _native.Backend:
+def _native_of(backend: AnyBackend) -> _native.Backend:
+    return backend.native if isinstance(backend, PythonBackend) else backend
+
+
+def read_only(backend: AnyBackend) -> _native.Backend:
     """A read-only disk: changes are refused with EROFS."""
-    return _native.layer_read_only(backend)
+    return _native.layer_read_only(_native_of(backend))
 
 
 def delay(
-    backend: _native.Backend,
+    backend: AnyBackend,
     *,
     read: Pause = 0,
     write: Pause = 0,
@@ -48,7 +55,7 @@ def delay(
         "write_zeroes": write_zeroes,
     }
     ranges = {op: p if isinstance(p, tuple) else (p, p) for op, p in pauses.items()}
-    return _native.layer_delay(backend, ranges, seed)
+    return _native.layer_delay(_native_of(backend), ranges, seed)
 
 
 class Faults:
@@ -94,9 +101,9 @@ class Faults:
         return sum(hits) if rule is None else hits[rule]
 
 
-def error(backend: _native.Backend, faults: Faults) -> _native.Backend:
+def error(backend: AnyBackend, faults: Faults) -> _native.Backend:
     """Operations fail by the rules of ``faults``."""
-    return _native.layer_error(backend, faults.native)
+    return _native.layer_error(_native_of(backend), faults.native)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,16 +155,16 @@ class Throttle:
         self._limits = limits
 
 
-def throttle(backend: _native.Backend, throttle: Throttle) -> _native.Backend:
+def throttle(backend: AnyBackend, throttle: Throttle) -> _native.Backend:
     """Operations wait for their turn under the limits of ``throttle``, in the order of their
     virtqueue. Flushes do not wait, and pass those that do. Stopping a device waits for what
     waits here; a reset cancels it."""
-    return _native.layer_throttle(backend, throttle.native)
+    return _native.layer_throttle(_native_of(backend), throttle.native)
 
 
-def overlay(backend: _native.Backend) -> _native.Backend:
+def overlay(backend: AnyBackend) -> _native.Backend:
     """Copy on write: changes are kept in memory, by sectors of 512 bytes, and are gone when it is
     closed; ``backend`` is read and never written. ``overlay_allocated`` of the result says how
     many bytes they take: whole pages of 4 KiB, none for zeroes. Discarded sectors read as zeroes;
     a flush has nothing to do."""
-    return _native.layer_overlay(backend)
+    return _native.layer_overlay(_native_of(backend))
