@@ -76,6 +76,8 @@ class PythonBackend:
     #: Discarding gives space back. None: whether :meth:`discard` is overridden.
     can_discard: bool | None = None
 
+    _loop: LoopHandler | None = None
+
     # --- to be written by a subclass ---------------------------------------------------------
 
     def read(self, offset: int, buffer: memoryview) -> Awaitable[None] | None:
@@ -159,7 +161,7 @@ class PythonBackend:
         report, closed = _reporter(kind.__name__), self.closed
         if not batches and any(map(iscoroutinefunction, methods)):
             zeroes = self._write_zeroes if kind.write_zeroes is PythonBackend.write_zeroes else None
-            loop = LoopHandler(self, report, write_zeroes=zeroes)
+            loop = self._loop = LoopHandler(self, report, write_zeroes=zeroes)
             handler, batches, closed = loop, True, loop.closed
         return _native.PythonBackend(
             handler,
@@ -222,3 +224,5 @@ def _at_exit() -> None:
             backend.native.shut(_LAST_CALL)
         except RuntimeError:  # a forked child's copy
             continue
+        if backend._loop is not None:
+            backend._loop.stop(_LAST_CALL)

@@ -57,14 +57,18 @@ class LoopHandler:
 
     def closed(self) -> None:
         """Ends the loop, then the disk."""
+        self.stop()
+        self._closed()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Ends the loop, and waits for its thread for at most ``timeout`` seconds."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
+            _stop(loop)
             if thread is not threading.current_thread():
-                thread.join()
-        self._closed()
+                thread.join(timeout)
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -74,13 +78,14 @@ class LoopHandler:
                     target=_run, args=(loop,), name="vduse-asyncio", daemon=True
                 )
                 self._thread.start()
-                weakref.finalize(self, _stop, loop)
+                # The interpreter's end stops it otherwise, after the last batch.
+                weakref.finalize(self, _stop, loop).atexit = False
             return self._loop
 
     def _take(self, batch: _native.IoBatch) -> None:
-        assert self._loop is not None
+        loop = asyncio.get_running_loop()
         for request in batch:
-            task = self._loop.create_task(self._serve(request))
+            task = loop.create_task(self._serve(request))
             # The loop itself holds its tasks weakly.
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
