@@ -2,6 +2,7 @@
 
 mod chains;
 mod hot;
+mod irqs;
 mod races;
 mod statistics;
 
@@ -332,44 +333,6 @@ fn kicks_lost_before_the_start_are_made_up_for() {
     let _ = rustix::io::read(&rig.kick, &mut nothing);
     rig.start().unwrap();
     assert_eq!(rig.wait(), (1, 0));
-}
-
-#[test]
-fn irqs_go_through_the_channel_where_there_is_no_call_fd() {
-    use std::sync::atomic::Ordering;
-    let pool = pool();
-    let mut rig = Rig::idle(&pool, memory(), false);
-    let setup = QueueSetup {
-        call: None,
-        ..rig.setup()
-    };
-    rig.path.start_queue(0, setup).unwrap();
-    rig.path.set_call(0, None).unwrap();
-    assert_eq!(rig.guest.irqs.load(Ordering::Relaxed), 1, "one may be lost");
-    rig.path.set_call(0, Some(dup(&rig.call))).unwrap();
-    rig.send(1, Some(1), 1);
-    assert_eq!(rig.wait(), (1, 0));
-}
-
-#[test]
-fn a_full_call_pipe_does_not_stop_a_queue() {
-    let pool = pool();
-    let mut rig = Rig::idle(&pool, memory(), false);
-    let (_reader, writer) = rustix::pipe::pipe().unwrap();
-    let setup = QueueSetup {
-        call: Some(writer),
-        ..rig.setup()
-    };
-    rig.path.start_queue(0, setup).unwrap();
-    // 64 KiB hold 8192 irqs of 8 bytes.
-    for round in 0..9000 {
-        rig.send(0, Some(1), 1);
-        rig.driver.enable_irqs();
-        while rig.driver.pop_used().unwrap().is_none() {
-            std::thread::yield_now();
-        }
-        assert_eq!(rig.status(0), 0, "round {round}");
-    }
 }
 
 #[test]
