@@ -2,7 +2,7 @@
 
 make bench ARGS="--json figures.json"
 make bench ARGS="copies idle"
-make bench ARGS="nbd" # with fio, nbdkit and qemu-nbd: make system-deps
+make bench ARGS="nbd python" # with fio, nbdkit and qemu-nbd: make system-deps
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import copies
 import idle
 import nbd
 import per_request
+import python_backends
 import throttle
 
 Step = Callable[[str], None]
@@ -145,12 +146,37 @@ def _throttle(quick: bool, step: Step) -> tuple[Table, Figures]:
     return table, [asdict(row) | {"error": row.error} for row in rows]
 
 
+def _python(quick: bool, step: Step) -> tuple[Table, Figures]:
+    table = Table(
+        title="Disks written in Python, 4 KiB requests, depth 32", box=SIMPLE, title_justify="left"
+    )
+    for name in ("disk", "op"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("kIOPS", justify="right")
+    table.add_column("against", no_wrap=True)
+    for name in ("kIOPS", "times as fast", "promised"):
+        table.add_column(name, justify="right")
+    rows = list(python_backends.measure(0.05 if quick else 1.0, 1 if quick else 5, step))
+    for row in rows:
+        table.add_row(
+            row.what,
+            row.op,
+            f"{row.iops / 1e3:,.1f}",
+            row.against,
+            f"{row.against_iops / 1e3:,.1f}",
+            f"{row.share:.2f}",
+            f"{row.target:.2f}",
+        )
+    return table, [asdict(row) for row in rows]
+
+
 FIGURES = {
     "requests": _requests,
     "copies": _copies,
     "idle": _idle,
     "nbd": _nbd,
     "throttle": _throttle,
+    "python": _python,
 }
 
 

@@ -51,6 +51,14 @@ def _loop() -> bool:
     return os.geteuid() == 0 and all(map(os.path.exists, ("/dev/loop-control", "/dev/fuse")))
 
 
+def _nbdkit_python() -> bool:
+    """Whether nbdkit has its Python plugin, a package of its own."""
+    program = find_program("nbdkit")
+    if program is None:
+        return False
+    return subprocess.run([program, "--dump-plugin", "python"], capture_output=True).returncode == 0
+
+
 _PROGRAMS = (
     *("mke2fs", "e2fsck", "debugfs", "losetup", "mount", "umount", "fstrim"),
     *("qemu-img", "qemu-io", "qemu-nbd"),
@@ -60,6 +68,7 @@ _PROGRAMS = (
 MEANS: dict[str, Means] = {
     **{name: _program(name) for name in _PROGRAMS},
     "libnbd": Means(lambda: os.path.exists(SYSTEM_PYTHON) and _libnbd(), SYSTEM_DEPS),
+    "nbdkit-python": Means(_nbdkit_python, SYSTEM_DEPS),
     "loop": Means(_loop, "root, with /dev/loop-control and /dev/fuse"),
     "psi": Means(_psi, "a kernel with CONFIG_PSI (boot with psi=1), /proc writable"),
 }

@@ -1,5 +1,5 @@
-"""The benchmarks of NBD run, and compare what they say they compare. What they find is not
-looked at: nothing here depends on how fast a machine is."""
+"""The benchmarks with other programs run, and compare what they say they compare. What they find
+is not looked at: nothing here depends on how fast a machine is."""
 
 from __future__ import annotations
 
@@ -34,3 +34,16 @@ def test_nbd_is_compared_with_other_servers(tmp_path: Path) -> None:
         product(ours + peers, ("randread", "randwrite"), (1, 32))
     )
     assert all(row["iops"] > 0 and row["share"] > 0 for row in rows)
+
+
+@pytest.mark.needs("fio", "nbdkit-python")
+def test_disks_in_python_are_compared_with_other_disks(tmp_path: Path) -> None:
+    rows = figures("python", tmp_path)
+    pairs = (
+        ("RAM disk over NBD", "nbdkit Python over NBD"),
+        ("RAM disk, submit and reap", "nbdkit Python over NBD"),
+        ("does nothing", "native null device"),
+    )
+    found = [(row["what"], row["against"], row["op"]) for row in rows]
+    assert found == [(*pair, op) for op in ("randread", "randwrite") for pair in pairs]
+    assert all(row["iops"] > 0 and row["against_iops"] > 0 for row in rows)
