@@ -17,7 +17,7 @@ SYSTEM_DEPS := e2fsprogs qemu-utils g++ fio nbdkit nbdkit-plugin-python libnbd-b
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test check bench asan loom fuzz build system-deps clean
+.PHONY: help demo test check bench soak asan loom fuzz build system-deps clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ check: build ## ruff, mypy --strict, stub test, rustfmt, clippy; nothing is chan
 
 bench: build ## The benchmarks, as a table and JSON [ARGS=...]
 	@python benches/run.py $(ARGS)
+
+soak: build ## Random load and troubles; memory, fds and threads stay flat [ARGS="SECONDS"], 3600
+	@python -m tests.soak $(ARGS)
 
 asan: ## Ring and memory crates' tests under AddressSanitizer
 	@tools/asan $(ARGS)

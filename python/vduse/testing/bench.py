@@ -27,8 +27,9 @@ _SHOWN = 200
 class Bench(Closing):
     """A framework of its own, and devices that end with it."""
 
-    def __init__(self, profile: str = "6.12") -> None:
-        """ValueError: no such profile."""
+    def __init__(self, profile: str = "6.12", *, trace: bool = True) -> None:
+        """``trace``: the control path is kept for :meth:`sections`, which takes memory.
+        ValueError: no such profile."""
         self._held = Held.now()
         self._tap = Recorder()
         self._stacks: list[BlkStack] = []
@@ -37,7 +38,9 @@ class Bench(Closing):
         with ExitStack() as undo:
             undo.enter_context(_talking())
             #: The framework.
-            self.framework = undo.enter_context(Framework(profile, tap=self._tap))
+            self.framework = undo.enter_context(
+                Framework(profile, tap=self._tap if trace else None)
+            )
             self._exits = undo.pop_all()
 
     def device(

@@ -1,0 +1,1 @@
+"""An hour of everything at once, and whether anything grows: ``make soak``."""
