@@ -10,6 +10,7 @@ and says what grew, or what was read wrong.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import logging
@@ -25,6 +26,8 @@ from vduse.testing.bench import Bench
 
 #: Seconds between two lines of progress.
 _PROGRESS = 30.0
+#: What the allocator keeps for later is not in use.
+_LIBC = ctypes.CDLL(None)
 #: Fewer moments of rest say nothing about a trend.
 _LEAST_ROUNDS = 20
 
@@ -65,7 +68,10 @@ def soak(disks: list[Soaked], seconds: float) -> list[Sample]:
         while time.monotonic() - begin < seconds or len(samples) < _LEAST_ROUNDS:
             for done in [pool.submit(disk.round) for disk in disks]:
                 done.result()
+            for disk in disks:
+                disk.rest()
             gc.collect()
+            _LIBC.malloc_trim(0)
             samples.append(Sample.now())
             if time.monotonic() - told > _PROGRESS:
                 told = time.monotonic()

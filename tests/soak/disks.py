@@ -84,6 +84,10 @@ class Soaked:
         elif op == "read" and result >= 0 and self.verified:
             self.model.check(self.name, offset, bytes(data))
 
+    def rest(self) -> None:
+        """Bounce pages that nobody uses are given back: how many were in use at once is luck."""
+        self.stack.vdpa.domain.reclaim()
+
     # --- troubles -----------------------------------------------------------------------------
 
     def rebind(self) -> None:
