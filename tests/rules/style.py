@@ -21,8 +21,9 @@ _FORBIDDEN = {
     "unfinished": re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b"),
 }
 _GENERATED = {"Cargo.lock"}
-#: Files of rust/py that may hold unsafe code: Python's buffers, and its fds that are numbers.
-_UNSAFE_IN_BINDING = {"buffer.rs", "exporter.rs", "fd.rs"}
+#: Files of rust/py that may hold unsafe code: Python's thread states and buffers, and its fds that
+#: are numbers.
+_UNSAFE_IN_BINDING = {"attachment.rs", "buffer.rs", "exporter.rs", "fd.rs"}
 _UNSAFE = re.compile(r"\bunsafe\s*(?:\{|fn\b|impl\b|extern\b)")
 
 

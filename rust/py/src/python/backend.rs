@@ -70,7 +70,7 @@ impl backend::Backend for PythonDisk {
         let (ended, wait) = mpsc::channel();
         let way = Way::Waiter(ended);
         let batch = Batch::new(self.shared.clone(), vec![facts], vec![slot], way);
-        self.shared.serve(&batch);
+        self.shared.serve(&batch, |_| ());
         batch.returned();
         drop(batch);
         match wait.recv_timeout(FLUSH_WAIT) {

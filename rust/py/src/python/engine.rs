@@ -1,6 +1,7 @@
 //! What a virtqueue of a Python disk submits to: collects a batch, hands it over, collects what
 //! has ended.
 
+use super::attachment::Attachment;
 use super::batch::{Batch, Facts, Slot, Way};
 use super::handler::Shared;
 use rustix::io::Errno;
@@ -18,6 +19,8 @@ pub(super) struct PythonEngine {
     slots: Vec<Slot>,
     /// Batches that were not completed when the handler returned.
     open: Vec<Weak<Batch>>,
+    /// From the first call on.
+    attachment: Option<Attachment>,
 }
 
 impl PythonEngine {
@@ -28,6 +31,7 @@ impl PythonEngine {
             facts: Vec::new(),
             slots: Vec::new(),
             open: Vec::new(),
+            attachment: None,
         }
     }
 }
@@ -54,7 +58,10 @@ impl Engine for PythonEngine {
             std::mem::replace(&mut self.slots, Vec::with_capacity(room)),
             Way::Worker(self.completer.clone()),
         );
-        self.shared.serve(&batch);
+        let attachment = &mut self.attachment;
+        self.shared.serve(&batch, |py| {
+            attachment.get_or_insert_with(|| Attachment::keep(py));
+        });
         batch.returned();
         if batch.open() > 0 {
             self.open.retain(|batch| batch.strong_count() > 0);
@@ -79,6 +86,14 @@ impl Engine for PythonEngine {
         }
         for batch in self.open.iter().filter_map(Weak::upgrade) {
             batch.cancel(token);
+        }
+    }
+}
+
+impl Drop for PythonEngine {
+    fn drop(&mut self) {
+        if let Some(attachment) = self.attachment.take() {
+            self.shared.with_python(|py| attachment.release(py));
         }
     }
 }

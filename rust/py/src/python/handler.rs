@@ -242,26 +242,39 @@ impl Shared {
         self.next.fetch_add(1, Relaxed)
     }
 
-    /// Hands a batch to Python; what Python cannot be asked for any more fails.
-    pub(super) fn serve(&self, batch: &Arc<Batch>) {
+    /// Hands a batch to Python, after `attached`; what Python cannot be asked for any more fails.
+    pub(super) fn serve(&self, batch: &Arc<Batch>, attached: impl FnOnce(Python<'_>)) {
         let served = self.enter().and_then(|(handler, _entered)| {
             self.counts.batches.fetch_add(1, Relaxed);
             self.counts.requests.fetch_add(batch.len() as u64, Relaxed);
-            Python::try_attach(|py| handler.call(py, self, batch))
+            Python::try_attach(|py| {
+                attached(py);
+                handler.call(py, self, batch);
+            })
         });
         if served.is_none() {
             batch.complete_all(Err(Errno::IO));
         }
     }
 
+    /// Does something in Python, unless the interpreter or the disk has come to its end.
+    pub(super) fn with_python(&self, what: impl FnOnce(Python<'_>)) {
+        if let Some(_entered) = self.enter_gate() {
+            Python::try_attach(what);
+        }
+    }
+
     fn enter(&self) -> Option<(Arc<Handler>, Entered<'_>)> {
-        let handler = self.handler()?;
+        Some((self.handler()?, self.enter_gate()?))
+    }
+
+    fn enter_gate(&self) -> Option<Entered<'_>> {
         let mut gate = self.gate();
         if gate.is_shut {
             return None;
         }
         gate.calls += 1;
-        Some((handler, Entered(self)))
+        Some(Entered(self))
     }
 
     /// No call begins any more; true once none is under way, false if one still is after
