@@ -76,8 +76,11 @@ mod tests {
     use crate::tests::request;
     use crate::wire::{command, flag};
 
-    /// Every request of the protocol once, well and ill: seeds of the fuzz target, written where
-    /// `VDUSE_WRITE_CORPUS` says.
+    /// Mutated inputs, in each test run.
+    const MUTATIONS: u32 = 3000;
+
+    /// Every request of the protocol once, well and ill, and what comes of them by small random
+    /// changes. The former are seeds of the fuzz target, written where `VDUSE_WRITE_CORPUS` says.
     #[test]
     fn corpus_nbd_client() {
         let write = request(command::WRITE, flag::FUA, 1, 512, 512);
@@ -111,6 +114,23 @@ mod tests {
                     std::fs::write(folder.join(format!("{number}-{first}")), input).unwrap();
                 }
             }
+        }
+        let mut state = 1u64;
+        let mut random = move |below: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+            (state >> 33) as usize % below
+        };
+        for _ in 0..MUTATIONS {
+            let mut input = vec![random(256) as u8];
+            for _ in 0..1 + random(4) {
+                input.extend(&commands[random(commands.len())]);
+            }
+            for _ in 0..random(4) {
+                let at = random(input.len());
+                input[at] ^= 1 << random(8);
+            }
+            input.truncate(input.len() - random(8));
+            nbd_client(&input);
         }
     }
 }
