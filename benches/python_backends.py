@@ -1,6 +1,6 @@
 """Disks written in Python, 4 KiB requests, 32 in flight: a RAM disk through NBD and by the load
 generator's submit and reap against nbdkit's Python plugin, which is one too, through NBD; and a
-disk that does nothing against the native null device. All take turns in every round; what counts
+disk that does nothing against the native null. All take turns in every round; what counts
 is the median of the rounds."""
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def _plugin(of_round: Round) -> float:
 
 #: What is compared, with what, and what is promised.
 COMPARISONS: tuple[tuple[str, str, Callable[[Round], float], float], ...] = (
-    ("RAM disk over NBD", "nbdkit Python over NBD", _plugin, 3.0),
-    ("RAM disk, submit and reap", "nbdkit Python over NBD", _plugin, 10.0),
-    ("does nothing", "native null device", lambda of_round: of_round["native null"], 1 / 3),
+    ("RAM disk, NBD", "nbdkit Python, NBD", _plugin, 3.0),
+    ("RAM disk, submit", "nbdkit Python, NBD", _plugin, 10.0),
+    ("does nothing", "native null", lambda of_round: of_round["native null"], 1 / 3),
 )
 
 
@@ -62,7 +62,7 @@ def measure(seconds: float, rounds: int, step: Step) -> Iterator[Row]:
     """One row a comparison and operation; ``seconds`` each time."""
     with ExitStack() as stack:
         ours = {
-            "RAM disk over NBD": lambda: blk_server(
+            "RAM disk, NBD": lambda: blk_server(
                 RAM_DISK, "--size", f"{SIZE}", env={"PYTHONPATH": str(EXAMPLES)}
             )
         }
@@ -71,7 +71,7 @@ def measure(seconds: float, rounds: int, step: Step) -> Iterator[Row]:
         disks = {
             name: stack.enter_context(blk_stack(backend=backend, size=SIZE)).native
             for name, backend in (
-                ("RAM disk, submit and reap", RAM_DISK),
+                ("RAM disk, submit", RAM_DISK),
                 ("does nothing", NOTHING),
                 ("native null", "null"),
             )

@@ -148,14 +148,17 @@ def _throttle(quick: bool, step: Step) -> tuple[Table, Figures]:
 
 def _python(quick: bool, step: Step) -> tuple[Table, Figures]:
     table = Table(
-        title="Disks written in Python, 4 KiB requests, depth 32", box=SIMPLE, title_justify="left"
+        title="Disks written in Python, 4 KiB requests, depth 32",
+        box=SIMPLE,
+        collapse_padding=True,
+        title_justify="left",
     )
     for name in ("disk", "op"):
         table.add_column(name, no_wrap=True)
-    table.add_column("kIOPS", justify="right")
+    table.add_column("kIOPS", justify="right", min_width=5)
     table.add_column("against", no_wrap=True)
-    for name in ("kIOPS", "times as fast", "promised"):
-        table.add_column(name, justify="right")
+    for name in ("kIOPS", "share", "promised"):
+        table.add_column(name, justify="right", min_width=len(name))
     rows = list(python_backends.measure(0.05 if quick else 1.0, 1 if quick else 5, step))
     for row in rows:
         table.add_row(

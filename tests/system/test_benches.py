@@ -40,9 +40,9 @@ def test_nbd_is_compared_with_other_servers(tmp_path: Path) -> None:
 def test_disks_in_python_are_compared_with_other_disks(tmp_path: Path) -> None:
     rows = figures("python", tmp_path)
     pairs = (
-        ("RAM disk over NBD", "nbdkit Python over NBD"),
-        ("RAM disk, submit and reap", "nbdkit Python over NBD"),
-        ("does nothing", "native null device"),
+        ("RAM disk, NBD", "nbdkit Python, NBD"),
+        ("RAM disk, submit", "nbdkit Python, NBD"),
+        ("does nothing", "native null"),
     )
     found = [(row["what"], row["against"], row["op"]) for row in rows]
     assert found == [(*pair, op) for op in ("randread", "randwrite") for pair in pairs]
