@@ -10,7 +10,8 @@ from typing import Any, TypeAlias, cast
 from vduse import _native
 from vduse.backends import layers
 from vduse.backends.errors import BackendError
-from vduse.backends.options import did_you_mean, parse_options, split_options
+from vduse.backends.options import parse_options, split_options
+from vduse.control.spelling import did_you_mean
 from vduse.control.units import parse_duration, parse_number, parse_share, parse_size
 
 _OPS = tuple(op.replace("_", "-") for op in layers.OPS)

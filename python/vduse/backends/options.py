@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vduse.backends.errors import BackendError
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``, did you mean 'NAME'?`` of the nearest name; empty where none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean '{close[0]}'?" if close else ""
+from vduse.control.spelling import did_you_mean
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from vduse.control.spelling import did_you_mean
 from vduse.daemon.errors import UserError
 from vduse.daemon.table import Command, Param
 
@@ -38,7 +38,7 @@ def parse(table: Table, argv: Sequence[str]) -> Invocation:
         raise UserError(f"a command comes first, then '{name}' (vduse --help lists them)")
     if command is None:
         raise UserError(
-            f"unknown command '{name}'{_did_you_mean(name, by_name)} (vduse --help lists them)"
+            f"unknown command '{name}'{did_you_mean(name, by_name)} (vduse --help lists them)"
         )
     parser = command_parser(command)
     values, unknown = parser.parse_known_args(rest)
@@ -46,7 +46,7 @@ def parse(table: Table, argv: Sequence[str]) -> Invocation:
         known = [option for action in parser._actions for option in action.option_strings]
         # Behind "--" even the name of an option is an argument.
         is_option = unknown[0].startswith("-") and unknown[0] not in known
-        hint = _did_you_mean(unknown[0], known) if is_option else ""
+        hint = did_you_mean(unknown[0], known) if is_option else ""
         what = "option" if is_option else "argument"
         parser.error(f"unknown {what} '{unknown[0]}'{hint}")
     given = vars(values)
@@ -117,8 +117,3 @@ def _shown(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return wrapped
-
-
-def _did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean '{close[0]}'?" if close else ""

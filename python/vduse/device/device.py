@@ -49,9 +49,9 @@ class Device:
         thread: ControlThread | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
-        self._spec = spec
         """``resized`` is called on a thread of its own when the data path's backend has another
-        size."""
+        size. ``drain_timeout``: seconds that a stop or a reset may take."""
+        self._spec = spec
         self._make_data_path = make_data_path
         self._resized = resized
         self._thread = thread
