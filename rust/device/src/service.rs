@@ -107,6 +107,8 @@ impl<'a> Intake<'a> {
         if !live.ring.pop(&mut live.view, self.chain)? {
             return Ok(false);
         }
+        // Read before the first request runs: it may run to its end while it is served.
+        self.batch.taken();
         self.chains += 1;
         self.bytes += chain_bytes(self.chain);
         Ok(true)

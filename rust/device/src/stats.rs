@@ -210,7 +210,7 @@ impl Batch {
         self.taken = None;
     }
 
-    /// When the requests of this turn were taken, for those that do not end in it.
+    /// When the requests of this turn were taken: now, if this is the first one.
     pub(crate) fn taken(&mut self) -> Instant {
         *self.taken.get_or_insert_with(Instant::now)
     }

@@ -36,3 +36,43 @@ fn reads_writes_and_failures_have_latencies_of_their_own() {
     );
     assert_eq!(all.distributions, *found);
 }
+
+/// Answers at once, after two milliseconds.
+struct Slow;
+
+impl Backend for Slow {
+    fn info(&self) -> Info {
+        Info {
+            size: Length(DISK),
+            block_size: 512,
+            read_only: false,
+            can_discard: false,
+            kind: Kind::Direct,
+        }
+    }
+
+    fn attach(&self, _local: &Local) -> Result<Box<dyn Engine>, Error> {
+        Ok(Box::new(Slow))
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl Engine for Slow {
+    fn submit(&mut self, _token: Token, _op: Op) -> Submitted {
+        std::thread::sleep(Duration::from_millis(2));
+        Submitted::Done(Ok(()))
+    }
+}
+
+#[test]
+fn what_a_backend_does_during_submit_counts_as_latency() {
+    let pool = pool();
+    let mut rig = Rig::new(&pool, Arc::new(Slow), false);
+    rig.send(1, None, 1);
+    rig.wait();
+    let (all, _) = rig.path.stats();
+    assert!(all.distributions.read.max >= 2_000_000, "{all:?}");
+}
