@@ -96,13 +96,8 @@ impl Engine for DelayEngine {
 
     fn cancel(&mut self, token: Token) {
         let cancelled = &mut self.cancelled;
-        self.waiting.retain(|waiting| {
-            let stays = waiting.held.token != token;
-            if !stays {
-                cancelled.add(token);
-            }
-            stays
-        });
+        self.waiting
+            .retain(|waiting| cancelled.keeps(&waiting.held, token));
         self.below.cancel(token);
     }
 

@@ -141,7 +141,7 @@ fn touches(range: Option<Extent>, extent: Option<Extent>) -> bool {
     let Some(range) = range else {
         return true;
     };
-    extent.is_some_and(|extent| extent.offset() < range.end() && range.offset() < extent.end())
+    extent.is_some_and(|extent| extent.offset().max(range.offset()) < extent.end().min(range.end()))
 }
 
 /// Fails operations by the rules of `faults`.
@@ -263,7 +263,8 @@ mod tests {
         ] {
             assert!(fails(discard(offset, len)), "{offset} {len}");
         }
-        for (offset, len) in [(0, 4096), (5120, 512)] {
+        // The last two hold no byte.
+        for (offset, len) in [(0, 4096), (5120, 512), (4096, 0), (4608, 0)] {
             assert!(!fails(discard(offset, len)), "{offset} {len}");
         }
         assert!(!fails(Op::Flush));

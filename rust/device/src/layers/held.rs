@@ -27,10 +27,14 @@ pub(super) struct Cancelled {
 }
 
 impl Cancelled {
-    /// An operation under `token` will not run.
-    pub(super) fn add(&mut self, token: Token) {
+    /// Whether a held operation stays when `token` is cancelled; if not, it has ended.
+    pub(super) fn keeps(&mut self, held: &Held, token: Token) -> bool {
+        if held.token != token {
+            return true;
+        }
         self.since.get_or_insert_with(Instant::now);
         self.ended.push(end(token, Err(Errno::CANCELED)));
+        false
     }
 
     /// Now, if there is any.

@@ -115,13 +115,7 @@ impl Engine for ThrottleEngine {
             self.throttle.give_back(self.member, &reservation);
         }
         let cancelled = &mut self.cancelled;
-        self.waiting.retain(|held| {
-            let stays = held.token != token;
-            if !stays {
-                cancelled.add(token);
-            }
-            stays
-        });
+        self.waiting.retain(|held| cancelled.keeps(held, token));
         self.below.cancel(token);
     }
 
