@@ -10,6 +10,7 @@ use crate::live::{Live, Stop};
 use crate::service::{Intake, Service};
 use crate::stats::{Batch, Counters};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 use vduse_ring::Chain;
@@ -63,6 +64,8 @@ pub(crate) struct Queue {
     handle: Arc<Handle>,
     batch: Batch,
     is_draining: bool,
+    /// The service has panicked: it is not asked for deadlines any more.
+    has_panicked: bool,
     /// In the worker's list of hot queues.
     pub(crate) is_hot: bool,
     /// Looks without work while other queues had some.
@@ -89,6 +92,7 @@ impl Queue {
             handle: new.handle,
             batch: Batch::default(),
             is_draining: false,
+            has_panicked: false,
             is_hot: false,
             vain: 0,
             deadline: None,
@@ -170,7 +174,10 @@ impl Queue {
 
     /// When [`Queue::expire`] is to be called, if at all.
     pub(crate) fn service_deadline(&self) -> Option<Instant> {
-        self.service.deadline()
+        match self.has_panicked {
+            true => None,
+            false => self.service.deadline(),
+        }
     }
 
     /// The service's deadline has passed; what ends by that goes into `ended`.
@@ -254,9 +261,21 @@ impl Queue {
     }
 
     /// Gives the queue up: guest memory is not touched any more except by what the service
-    /// cannot let go of at once. `done` is dropped when that has ended.
-    pub(crate) fn discard(&mut self, done: Option<Done>) {
+    /// cannot let go of at once. `done` is dropped when that has ended. Returns when
+    /// [`Queue::expire`] is to be called, if at all.
+    pub(crate) fn discard(&mut self, done: Option<Done>) -> Option<Instant> {
         self.waiters.extend(done);
+        let ending = AssertUnwindSafe(|| {
+            self.give_up();
+            self.service_deadline()
+        });
+        catch_unwind(ending).unwrap_or_else(|_| {
+            self.has_panicked = true;
+            None
+        })
+    }
+
+    fn give_up(&mut self) {
         if self.live.take().is_none() {
             return;
         }
@@ -269,6 +288,7 @@ impl Queue {
 
     /// Stops the device. Memory taken away explains whatever else was found in it.
     pub(crate) fn stop(&mut self, why: Stop) {
+        self.has_panicked |= matches!(why, Stop::Panic);
         let poison = self.live.as_ref().map(Live::check_poison);
         let why = poison.and_then(Result::err).unwrap_or(why);
         self.device.set_broken(self.index, why.to_string());

@@ -179,7 +179,10 @@ impl Queues {
         self.completions.append(&mut mail.completions);
         if std::mem::take(&mut mail.has_new_deadlines) {
             let ids: Vec<QueueId> = self.queues.iter().map(|(_, queue)| queue.id).collect();
-            ids.into_iter().for_each(|id| self.note_deadline(id));
+            for id in ids {
+                // Notes its deadline, as after everything it does.
+                self.guarded(id, |_| Ok(()));
+            }
         }
         for command in mail.commands.drain(..) {
             // A panic in a backend's `attach` leaves its caller without an answer, no more.
@@ -393,10 +396,13 @@ impl Queues {
         if queue.device.is_broken() {
             queue.discard(None);
         }
-        let result = catch_unwind(AssertUnwindSafe(|| what(queue)));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let value = what(queue)?;
+            Ok((value, queue.service_deadline()))
+        }));
         let stop = match result {
-            Ok(Ok(value)) => {
-                self.note_deadline(id);
+            Ok(Ok((value, deadline))) => {
+                self.note_deadline(id, deadline);
                 return Some(value);
             }
             Ok(Err(stop)) => stop,
@@ -409,11 +415,10 @@ impl Queues {
     }
 
     /// Keeps when a queue's service wants to be called.
-    fn note_deadline(&mut self, id: QueueId) {
+    fn note_deadline(&mut self, id: QueueId, deadline: Option<Instant>) {
         let Some(queue) = self.queue(id) else {
             return;
         };
-        let deadline = queue.service_deadline();
         let before = std::mem::replace(&mut queue.deadline, deadline);
         if before != deadline {
             before.map(|at| self.deadlines.remove(&(at, id)));
@@ -426,12 +431,11 @@ impl Queues {
         let mut ids = Vec::new();
         for (_, queue) in self.queues.iter_mut() {
             if queue.device.id == device {
-                queue.discard(done.cloned());
-                ids.push(queue.id);
+                ids.push((queue.id, queue.discard(done.cloned())));
             }
         }
-        for id in ids {
-            self.note_deadline(id);
+        for (id, deadline) in ids {
+            self.note_deadline(id, deadline);
             self.retire(id);
         }
     }
@@ -446,6 +450,8 @@ impl Queues {
             self.place.unwatch(queue.kick_fd());
             queue.deadline.map(|at| self.deadlines.remove(&(at, id)));
             self.load.fetch_sub(1, Ordering::Relaxed);
+            // A panic in a backend's end is nobody else's.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(queue)));
         }
     }
 

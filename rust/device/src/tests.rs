@@ -3,6 +3,7 @@
 mod chains;
 mod hot;
 mod irqs;
+mod panics;
 mod races;
 mod statistics;
 
