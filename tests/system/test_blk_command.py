@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,13 +42,16 @@ class Ram(PythonBackend):
 class Command:
     """``vduse blk`` in a folder, running."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, stdin: int | None = None, stdout: int = subprocess.PIPE
+    ) -> None:
         self.folder = folder
         self.socket = folder / "disk.sock"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vduse.daemon", "blk", *arguments, "--nbd", "disk.sock"],
+            [sys.executable, "-m", "vduse.daemon", "blk", "--nbd", "disk.sock", *arguments],
             cwd=folder,
-            stdout=subprocess.PIPE,
+            stdin=stdin,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -89,7 +93,7 @@ def run(program: str, *arguments: str, check: bool = True) -> str:
     path = find_program(program)
     assert path is not None
     done = subprocess.run(
-        [path, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [path, *arguments], capture_output=True, errors="replace", timeout=60, check=False
     )
     assert done.returncode == 0 or not check, done.stdout + done.stderr
     return done.stdout
@@ -248,6 +252,22 @@ def test_python_backend(tmp_path: Path) -> None:
         assert blk.end()[0] == 0
 
 
+@pytest.mark.needs("nbdinfo")
+def test_names_that_are_not_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    image, sock = os.fsdecode(b"d\xff.img"), os.fsdecode(b"s\xff.sock")
+    (tmp_path / image).touch()
+    os.truncate(tmp_path / image, SIZE)
+    with command(tmp_path, image, "--name", image, "--nbd", sock) as blk:
+        assert blk.line().startswith("d\\udcff.img: 16 MiB")
+        blk.until("Ctrl-C")
+        uri = f"nbd+unix:///?socket={tmp_path}/s%FF.sock"
+        [export] = json.loads(run("nbdinfo", "--json", "--list", uri))["exports"]
+        assert (export["export-name"], export["description"]) == ("d\ufffd.img", "d\ufffd.img")
+        code, _, err = blk.end()
+    assert (code, err) == (0, "")
+
+
 # --- how it ends -----------------------------------------------------------------------------
 
 
@@ -283,6 +303,58 @@ def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             client.kill()
     assert code == -signal.SIGTERM
     assert out == ""
+
+
+def test_second_signal_ends_a_start_that_hangs(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import os; print('importing', flush=True); os.read(0, 1)")
+    hole, keep = os.pipe()
+    started = Command(tmp_path, "python:slow:Disk", stdin=hole)
+    os.close(hole)
+    assert started.line() == "importing\n"
+    started.process.send_signal(signal.SIGINT)
+    code, _, _ = started.end(signal.SIGINT)
+    os.close(keep)
+    assert code == -signal.SIGINT
+
+
+def test_second_signal_ends_it_where_nobody_reads_its_output(tmp_path: Path) -> None:
+    reader, full = os.pipe()
+    os.set_blocking(full, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(full, bytes(1 << 16))
+    os.set_blocking(full, True)
+    blk = Command(tmp_path, "memory", "--size", "1M", stdout=full)
+    while not blk.socket.exists():
+        assert blk.process.poll() is None
+    blk.process.send_signal(signal.SIGTERM)
+    # Python overlooks a signal that comes just before a write begins to wait, until the next.
+    while blk.process.poll() is None:
+        blk.process.send_signal(signal.SIGINT)
+    code, _, _ = blk.end()
+    assert code in (-signal.SIGTERM, -signal.SIGINT)
+    os.close(full)
+    os.close(reader)
+
+
+def test_sigusr1_storm_changes_no_exit_code(tmp_path: Path) -> None:
+    with command(tmp_path, "memory", "--size", "1M", "--json") as blk:
+        blk.facts()
+        over = threading.Event()
+
+        def storm() -> None:
+            while not over.is_set():
+                blk.process.send_signal(signal.SIGUSR1)
+
+        asking = threading.Thread(target=storm)
+        asking.start()
+        counted = [blk.facts() for _ in range(100)]
+        code, out, err = blk.end()
+        over.set()
+        asking.join()
+    assert {facts["event"] for facts in counted} == {"statistics"}
+    assert (code, err) == (0, "")
+    assert json.loads(out.splitlines()[-1])["event"] == "ended"
 
 
 def test_socket_of_a_killed_server_is_replaced(tmp_path: Path) -> None:

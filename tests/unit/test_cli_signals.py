@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -38,6 +40,22 @@ def test_second_signal_does_not_interrupt_the_clean_up() -> None:
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_second_signal_while_the_first_is_held_ends_the_process_where_it_may() -> None:
+    program = """
+import signal
+from vduse.daemon.signals import Stopper
+
+stopper = Stopper()
+with stopper.installed(), stopper.held(twice_ends=True), stopper.held():
+    signal.raise_signal(signal.SIGINT)
+    print("held", flush=True)
+    signal.raise_signal(signal.SIGTERM)
+    print("not reached")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"held\n")
 
 
 def test_held_signal_does_not_hide_an_error() -> None:

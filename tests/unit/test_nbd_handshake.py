@@ -22,7 +22,7 @@ from tests.unit.nbd_client import (
     string,
 )
 from vduse.exports.nbd import handshake
-from vduse.exports.nbd.export import Export
+from vduse.exports.nbd.export import Export, sendable
 from vduse.exports.nbd.handshake import MAX_OPTION_DATA, Agreed, Ended, Handshake
 from vduse.exports.nbd.protocol import OPTS_MAGIC, Info, Option, Reply, TransmissionFlag
 
@@ -409,6 +409,21 @@ def test_byte_by_byte() -> None:
     for byte in STRUCTURED + option(Option.SET_META_CONTEXT, contexts("", "base:allocation")) + GO:
         shake.receive(bytes([byte]))
     assert shake.outcome == Agreed(structured=True, base_allocation=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("disk0", "disk0"),
+        ("é ü", "é ü"),
+        ("d\udcff.img", "d\ufffd.img"),  # a path that is not UTF-8
+        ("a\0b", "a\ufffdb"),
+        ("é" * 3000, "é" * 2048),
+        ("x" + "é" * 3000, "x" + "é" * 2047),
+    ],
+)
+def test_any_text_can_be_sent_as_a_string(text: str, sent: str) -> None:
+    assert sendable(text) == sent
 
 
 @given(st.lists(st.one_of(OPTIONS, st.binary(max_size=64)), max_size=8))

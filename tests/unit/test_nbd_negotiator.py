@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -18,7 +19,7 @@ import pytest
 from tests.system.stage import LogWatch
 from tests.unit.nbd_client import FLAGS, GO, GREETING, answers, info, kinds, option
 from vduse.exports.errors import ExportError
-from vduse.exports.nbd import negotiator
+from vduse.exports.nbd import listen, negotiator
 from vduse.exports.nbd.export import Export
 from vduse.exports.nbd.handshake import Agreed
 from vduse.exports.nbd.listen import UnixListener
@@ -297,6 +298,86 @@ def test_live_server_with_a_full_backlog_is_alive(tmp_path: Path) -> None:
         waiting.connect(path)
         with pytest.raises(ExportError, match="another server listens there"):
             UnixListener(path, 0o600)
+
+
+def test_servers_that_begin_at_once_on_a_dead_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "disk.sock")
+    for _ in range(50):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(path)
+        made: SimpleQueue[UnixListener | None] = SimpleQueue()
+        together = threading.Barrier(4)
+
+        def begin(
+            made: SimpleQueue[UnixListener | None] = made,
+            together: threading.Barrier = together,
+        ) -> None:
+            together.wait()
+            try:
+                made.put(UnixListener(path, 0o600))
+            except ExportError:
+                made.put(None)
+
+        threads = [threading.Thread(target=begin) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        [listener] = filter(None, [made.get() for _ in threads])
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+        listener.close()
+
+
+def test_server_that_has_bound_and_not_listened_yet_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk.sock"
+    second: SimpleQueue[str] = SimpleQueue()
+    other = threading.Thread(target=lambda: second.put(refused(path)))
+    real = os.chmod
+
+    def chmod(where: str, mode: int) -> None:
+        other.start()
+        other.join(0.2)  # long enough to take the file away, where that is possible
+        real(where, mode)
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    listener = UnixListener(path, 0o600)
+    assert "another server listens there" in second.get(timeout=LIMIT)
+    listener.close()
+
+
+def test_directory_that_somebody_keeps_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "LOCK_TIMEOUT", 0.0)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        assert "keeps its directory locked" in refused(tmp_path / "disk.sock")
+    finally:
+        os.close(folder)
+
+
+def test_next_server_at_the_same_path_keeps_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk.sock"
+    first = UnixListener(path, 0o600)
+    after: list[UnixListener] = []
+    real = socket.socket.close
+
+    def close(self: socket.socket) -> None:
+        ours = self is first._socket
+        real(self)
+        if ours:
+            after.append(UnixListener(path, 0o600))
+
+    monkeypatch.setattr(socket.socket, "close", close)
+    first.close()
+    assert path.exists()
+    after[0].close()
 
 
 def test_file_that_took_the_place_of_ours_stays(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -107,6 +108,9 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
         if fd and getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(fd, "w", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A name that the terminal's encoding lacks: shown as stderr shows it.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _traceback(error: Exception) -> None:

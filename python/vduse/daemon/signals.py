@@ -27,6 +27,7 @@ class Stopper:
         self._holds = 0
         self._pending: int | None = None
         self._raised = False
+        self._twice_ends = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -39,13 +40,16 @@ class Stopper:
                 signal.signal(signum, handler)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """A signal that arrives inside takes effect at the end."""
+    def held(self, *, twice_ends: bool = False) -> Iterator[None]:
+        """A signal that arrives inside takes effect at the end. ``twice_ends``: a second one ends
+        the process at once, as the system does it, for who does not want to wait."""
+        former, self._twice_ends = self._twice_ends, self._twice_ends or twice_ends
         self._holds += 1
         try:
             yield
         finally:
             self._holds -= 1
+            self._twice_ends = former
         self._raise_pending()
 
     @contextmanager
@@ -59,14 +63,12 @@ class Stopper:
             # Raised once at most, so nothing can interrupt what follows.
             self._holds = holds
 
-    def let_go(self) -> None:
-        """From here on a signal ends the process at once, as the system does it."""
-        for signum in _SIGNALS:
-            signal.signal(signum, signal.SIG_DFL)
-
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if self._pending is None:
             self._pending = signum
+        elif self._holds and self._twice_ends:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
         self._raise_pending()
 
     def _raise_pending(self) -> None:

@@ -33,7 +33,7 @@ def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
     if path is None:
         raise UserError("say where to serve: --nbd SOCKET")
     check_open_files(_FDS + _FDS_PER_QUEUE * options.queues)
-    with _requests() as requests, context.stopper.held():
+    with _requests() as requests, context.stopper.held(twice_ends=True):
         service = Service(options, backend, path)
         begin = monotonic()
         try:
@@ -60,21 +60,23 @@ def _wait(service: Service, requests: SimpleQueue[None], stopper: Stopper) -> st
         except Empty:
             continue
         except Stopped as stopped:
-            stopper.let_go()  # who asks twice does not want to wait
             return signal.Signals(stopped.exit_code - 128).name
     return reason
 
 
 @contextmanager
 def _requests() -> Iterator[SimpleQueue[None]]:
-    """Gets an item at each SIGUSR1."""
+    """Gets an item at a SIGUSR1; those that come before it is taken are answered with it."""
     requests: SimpleQueue[None] = SimpleQueue()
 
     def ask(_signum: int, _frame: FrameType | None) -> None:
-        requests.put(None)
+        if requests.empty():
+            requests.put(None)
 
     former = signal.signal(signal.SIGUSR1, ask)
     try:
         yield requests
     finally:
-        signal.signal(signal.SIGUSR1, former)
+        # The default would end the process: who asks too late must not change its exit code.
+        late = signal.SIG_IGN if former is signal.SIG_DFL else former
+        signal.signal(signal.SIGUSR1, late)

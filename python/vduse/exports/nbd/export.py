@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from vduse import _native
 from vduse.control.features import BlkFeature
-from vduse.exports.nbd.protocol import TransmissionFlag
+from vduse.exports.nbd.protocol import MAX_STRING, TransmissionFlag
 
 #: Bytes: smallest unit, best unit and longest request (NBD_INFO_BLOCK_SIZE). virtio-blk counts
 #: in sectors of 512; file systems of today lay out by 4096; the longest is what the protocol
@@ -31,6 +32,13 @@ class Export:
     def serves(self, name: str) -> bool:
         """Whether a client that asks for ``name`` means this one."""
         return name in ("", self.name)
+
+
+def sendable(text: str) -> str:
+    """``text`` as the protocol's strings are: UTF-8, no zero byte, at most MAX_STRING bytes. What
+    a path has that is none of this is shown as U+FFFD."""
+    data = os.fsencode(text).decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return data.encode()[:MAX_STRING].decode(errors="ignore")
 
 
 def transmission_flags(driver: _native.BlkDriver) -> TransmissionFlag:

@@ -4,15 +4,22 @@ replaced, a live one's is refused."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic, sleep
 
 from vduse.exports.errors import ExportError
 
 #: Bytes of the longest path: sockaddr_un has 108, the last is a zero.
 MAX_PATH = 107
+#: Seconds that servers which begin in the same directory wait for each other.
+LOCK_TIMEOUT = 5.0
+#: Seconds between two tries: flock(2) has no timeout.
+_LOCK_STEP = 0.01
 
 _ADVICE = {
     errno.ENOENT: "no such directory: make it, or name another",
@@ -45,8 +52,8 @@ class UnixListener:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.setblocking(False)
-            self._bind(mode)
-            self._socket.listen(socket.SOMAXCONN)
+            with _folder_locked(self.path):
+                self._listen(mode)
         except OSError as error:
             self.close()
             advice = _ADVICE.get(error.errno or 0, error.strerror)
@@ -67,13 +74,15 @@ class UnixListener:
 
     def close(self) -> None:
         """Takes no connection any more, and removes the file, if it is still ours."""
-        self._socket.close()
+        # The file first: after the close its inode's number may be the next server's.
         if self._identity is not None:
             with suppress(OSError):
                 if _identity(os.lstat(self.path)) == self._identity:
                     os.unlink(self.path)
+            self._identity = None
+        self._socket.close()
 
-    def _bind(self, mode: int) -> None:
+    def _listen(self, mode: int) -> None:
         _remove_dead(self.path)
         # Linux makes the file with the mode of the socket itself, less the umask: nobody can
         # connect between bind and chmod, and the umask, which is every thread's, stays.
@@ -81,6 +90,29 @@ class UnixListener:
         self._socket.bind(self.path)
         self._identity = _identity(os.lstat(self.path))
         os.chmod(self.path, mode)  # what the umask took away
+        self._socket.listen(socket.SOMAXCONN)
+
+
+@contextmanager
+def _folder_locked(path: str) -> Iterator[None]:
+    """One server at a time looks and listens in a folder: between them, one would take the other,
+    which has bound and does not listen yet, for dead. The kernel's lock goes with its holder."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        end = monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if monotonic() >= end:
+                    raise ExportError(
+                        f"{path}: another program keeps its directory locked: name another path"
+                    ) from None
+                sleep(_LOCK_STEP)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

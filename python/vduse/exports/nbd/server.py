@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from vduse import _native
 from vduse.bus.disk import Disk
-from vduse.exports.nbd.export import Export, transmission_flags
+from vduse.exports.nbd.export import Export, sendable, transmission_flags
 from vduse.exports.nbd.handshake import Agreed
 from vduse.exports.nbd.listen import UnixListener
 from vduse.exports.nbd.negotiator import Listening, Negotiator
@@ -48,8 +48,8 @@ class NbdServer:
         ``pool`` and ``first_worker``: as of :class:`vduse._native.NbdExport`; None: a pool of
         its own. ExportError: it cannot listen there."""
         self._disk = disk
-        self._export_name = disk.name if name is None else name
-        self._description = description
+        self._export_name = sendable(disk.name if name is None else name)
+        self._description = sendable(description)
         self._log_name = f"nbd {disk.name}"
         self._pid = os.getpid()
         self._closed = False
@@ -86,7 +86,7 @@ class NbdServer:
     @property
     def uri(self) -> str:
         """For NBD clients on this host: ``nbd+unix:///?socket=...``."""
-        return f"nbd+unix:///?socket={quote(os.path.abspath(self.path))}"
+        return f"nbd+unix:///?socket={quote(os.fsencode(os.path.abspath(self.path)))}"
 
     @property
     def connections(self) -> int:
