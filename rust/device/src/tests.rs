@@ -5,6 +5,7 @@ mod hot;
 mod irqs;
 mod panics;
 mod races;
+mod stacked;
 mod statistics;
 
 use crate::backend::{
