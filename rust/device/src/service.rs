@@ -11,7 +11,7 @@ use vduse_ring::Chain;
 
 /// Chains taken before other queues have their turn.
 const BATCH_CHAINS: usize = 128;
-/// Bytes of chains taken before other queues have their turn.
+/// Bytes of chains taken, and charged, before other queues have their turn.
 const BATCH_BYTES: u64 = 4 << 20;
 
 /// Serves the chains of one virtqueue, on its worker's thread. Called once a batch, not once a
@@ -112,6 +112,11 @@ impl<'a> Intake<'a> {
         self.chains += 1;
         self.bytes += chain_bytes(self.chain);
         Ok(true)
+    }
+
+    /// Counts `bytes` more than the chain that was taken holds, for what takes as long to serve.
+    pub(crate) fn charge(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
     }
 
     /// Whether there was a chain.

@@ -27,6 +27,18 @@ pub(crate) struct Request {
     pub(super) finish: Finish,
 }
 
+impl Request {
+    /// Bytes that are discarded or zeroed, which the chain does not hold.
+    pub(super) fn range_bytes(&self) -> u64 {
+        match &self.what {
+            What::Discard(ranges) | What::WriteZeroes { ranges, .. } => {
+                ranges.iter().map(|(extent, _)| extent.len().0).sum()
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// What is asked for.
 pub(super) enum What {
     Read {

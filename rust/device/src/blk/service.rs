@@ -12,6 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+/// So many discarded or zeroed bytes take a backend in memory as long as one that is copied.
+const RANGE_BYTES: u64 = 256;
+
 /// The requests of one virtqueue.
 pub(super) struct BlkService {
     id: QueueId,
@@ -77,7 +80,11 @@ impl Service for BlkService {
                     live.complete(used.id, used.slots, used.written);
                     batch.end_now(Err(Errno::INVAL));
                 }
-                Parsed::Run(request) => self.start(request, &info, live, batch),
+                Parsed::Run(request) => {
+                    let charge = request.range_bytes() / RANGE_BYTES;
+                    self.start(request, &info, live, batch);
+                    intake.charge(charge);
+                }
             }
         }
         Ok(())

@@ -168,3 +168,73 @@ fn queues_are_spread_over_the_workers_from_the_first_one_on() {
     let other = Rig::idle(&pool, memory(), false);
     assert_ne!(rig.path.first_worker(), other.path.first_worker());
 }
+
+/// Counts the operations of each batch.
+#[derive(Default)]
+struct Batches(Arc<Mutex<Vec<usize>>>);
+
+impl Backend for Batches {
+    fn info(&self) -> Info {
+        Info {
+            size: Length(1 << 40),
+            block_size: 512,
+            read_only: false,
+            can_discard: true,
+            kind: Kind::Direct,
+        }
+    }
+
+    fn attach(&self, _local: &Local) -> Result<Box<dyn Engine>, Error> {
+        Ok(Box::new(Batches(self.0.clone())))
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl Engine for Batches {
+    fn submit(&mut self, _token: Token, _op: Op) -> Submitted {
+        *self.0.lock().unwrap().last_mut().unwrap() += 1;
+        Submitted::Done(Ok(()))
+    }
+
+    fn flush(&mut self) {
+        self.0.lock().unwrap().push(0);
+    }
+}
+
+#[test]
+fn large_discards_leave_other_queues_their_turn() {
+    let pool = pool();
+    for (sectors, most) in [(1_u32 << 22, 1), (8, 8)] {
+        let batches = Arc::new(Mutex::new(vec![0]));
+        let limits = Limits {
+            max_discard_sectors: 1 << 22,
+            max_discard_seg: 1,
+            ..Limits::default()
+        };
+        let backend = Arc::new(Batches(batches.clone()));
+        let disk = Arc::new(Disk::new(backend, 1 << 31, limits, b""));
+        let mut rig = Rig::on(false, |hookup| DataPath::blk(&pool, hookup, disk).unwrap());
+        let mut request = [0; 32];
+        request[0] = 11;
+        request[24..28].copy_from_slice(&sectors.to_le_bytes());
+        for token in 0..8 {
+            let at = BUFFERS + u64::from(token) * SLOT;
+            rig.guest.write(at + 512, &request);
+            let (ranges, status) = (Guest::segment(at + 512, 32), Guest::segment(at + 16, 1));
+            rig.driver.add(&[ranges], &[status], token).unwrap();
+        }
+        rig.driver.publish();
+        let features = 1 << 13; // DISCARD
+        let setup = rig.setup();
+        rig.path
+            .start_queue(0, QueueSetup { features, ..setup })
+            .unwrap();
+        for _ in 0..8 {
+            assert_eq!(rig.wait().1, 0);
+        }
+        assert_eq!(*batches.lock().unwrap().iter().max().unwrap(), most);
+    }
+}
