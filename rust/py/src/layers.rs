@@ -129,6 +129,10 @@ fn parse_limits(given: &HashMap<String, f64>) -> PyResult<Limits> {
             return Err(PyValueError::new_err(words));
         }
         if name == "iops_size" {
+            if value < 1.0 {
+                let words = format!("iops_size: {value} is less than a byte");
+                return Err(PyValueError::new_err(words));
+            }
             limits.iops_size = Some(value as u64);
             continue;
         }

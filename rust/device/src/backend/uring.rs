@@ -1,8 +1,9 @@
 //! A worker's io_uring, shared by all file engines on it. It is made by the worker that uses
 //! it, so only one thread ever submits (SINGLE_ISSUER) and completions run when that thread
 //! looks for them (DEFER_TASKRUN); older kernels get a ring without these. Completions are
-//! told by a registered eventfd, and by a flag in the ring's memory while the worker is awake: polling the ring itself misses those that a kernel worker
-//! thread makes under DEFER_TASKRUN (seen on Linux 6.18).
+//! told by a registered eventfd, and by a flag in the ring's memory while the worker is awake:
+//! polling the ring itself misses those that a kernel worker thread makes under DEFER_TASKRUN
+//! (seen on Linux 6.18).
 
 use super::file::{Direction, Image, Transfer};
 use super::{Completion, Token};

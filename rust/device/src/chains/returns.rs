@@ -2,7 +2,7 @@
 
 use crate::backend::{Completion, Token};
 use crate::mailbox::Completer;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A chain that its holder is done with.
@@ -51,14 +51,17 @@ impl Returns {
 
     /// Somebody has let go of a chain's memory: the end of the queue may be waiting for it.
     pub(super) fn released(&self) {
-        if self.is_discarded.load(Ordering::SeqCst) {
+        // Either this sees the flag, or who has set it sees that the memory is gone.
+        fence(Ordering::SeqCst);
+        if self.is_discarded.load(Ordering::Relaxed) {
             self.add(None);
         }
     }
 
     /// On the worker: from now on it is told of released memory.
     pub(super) fn discard(&self) {
-        self.is_discarded.store(true, Ordering::SeqCst);
+        self.is_discarded.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
     }
 
     fn add(&self, returned: Option<Return>) {

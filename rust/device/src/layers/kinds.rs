@@ -75,6 +75,7 @@ impl FromIterator<OpKind> for OpKinds {
         OpKinds(kinds.into_iter().fold(0, |set, kind| set | 1 << kind as u8))
     }
 }
+
 /// Where an operation works; `None` for a flush.
 pub(super) fn extent_of(op: &Op) -> Option<Extent> {
     match op {
