@@ -31,6 +31,7 @@ __all__ = [
     "Virtqueue",
     "VqLine",
     "copy_baseline",
+    "end_calls",
     "entropy_virtio_drivers",
     "layer_delay",
     "layer_error",
@@ -450,9 +451,11 @@ class PythonBackend(Backend):
         request (the others are completed), or an error is neither 0 nor an errno."""
     def python_stats(self) -> list[tuple[str, int]]:
         """``batches``, ``requests``, ``exceptions``, ``dropped``, ``stale_views``."""
-    def shut(self, timeout: float) -> bool:
-        """No call of the handler begins any more: requests end with EIO. True once none is under
-        way; false if one still is after ``timeout`` seconds."""
+
+def end_calls(timeout: float) -> bool:
+    """Workers call no handler any more, of no disk or device: requests end with EIO, chains with 0
+    bytes. True once no call is under way; false if one still is after ``timeout`` seconds. The
+    interpreter's end does so by itself, with 2 seconds."""
 
 @final
 class IoBatch:

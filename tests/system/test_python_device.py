@@ -251,3 +251,28 @@ def test_queue_sizes_are_powers_of_two(sizes: tuple[int, ...]) -> None:
     kind = type("Odd", (Echo,), {"QUEUE_SIZES": sizes})
     with pytest.raises(ValueError, match="QUEUE_SIZES"):
         kind("odd0")
+
+
+class Leaving(VirtioDevice):
+    """Its program wants to end."""
+
+    DEVICE_ID = DeviceId.RNG
+
+    async def submit(self, queue: int, batch: _native.ChainBatch) -> None:
+        raise SystemExit("bye")
+
+
+def test_an_exit_in_a_coroutine_is_its_batchs_mistake_alone() -> None:
+    device = Leaving(NAME)
+    with (
+        LogWatch() as log,
+        Framework(device_ids=[DeviceId.RNG]) as framework,
+        served(device, framework),
+    ):
+        framework.dev_add(NAME)
+        rng = framework.driver(NAME, VirtioRng)
+        with pytest.raises(OSError):
+            rng.read(4)
+        words = log.wait_for(f"{NAME}: virtqueue 0: a batch of chains failed")
+        assert "SystemExit: bye" in words
+        framework.dev_del(NAME)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
-import logging
-import os
 import queue
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from typing_extensions import override
 
-from vduse import _native
 from vduse.backends.python import IoBatch, IoRequest, PythonBackend
 from vduse.testing.harness import BlkStack, blk_stack
 
@@ -506,90 +501,3 @@ def test_loop_ends_with_its_disk() -> None:
         names = {thread.name for thread in threading.enumerate()}
         assert "vduse-asyncio" in names
     assert "vduse-asyncio" not in {thread.name for thread in threading.enumerate()}
-
-
-# --- lifetime ----------------------------------------------------------------------------------
-
-
-def test_closed_is_called_once_and_after_the_last_request() -> None:
-    calls: list[str] = []
-
-    class Closing(Ram):
-        @override
-        def flush(self) -> None:
-            calls.append("flush")
-
-        @override
-        def closed(self) -> None:
-            calls.append("closed")
-
-    disk = Closing()
-    with on(disk) as stack:
-        stack.disk.pread(512, 0)
-    disk.close()
-    assert calls[-2:] == ["flush", "closed"] and calls.count("closed") == 1
-
-
-def test_backend_in_use_is_not_closed_nor_collected() -> None:
-    ram = Ram()
-    with blk_stack(backend=ram.native) as stack:
-        assert failure(ram.close) == errno.EBUSY
-        known = weakref.ref(ram)
-        del ram
-        gc.collect()
-        assert known() is not None
-        stack.disk.pwrite(b"g" * 512, 0)
-        assert stack.disk.pread(512, 0) == b"g" * 512
-
-
-def test_unused_backend_is_collected() -> None:
-    ram = Ram()
-    assert ram.native.size == SIZE
-    known = weakref.ref(ram)
-    del ram
-    gc.collect()
-    assert known() is None
-
-
-def test_device_of_a_python_disk_has_a_pool_of_its_own() -> None:
-    stuck, go = threading.Event(), threading.Event()
-
-    class Stuck(Ram):
-        @override
-        def read(self, offset: int, buffer: memoryview) -> None:
-            stuck.set()
-            go.wait(30)
-
-    with on(Stuck()) as one, on(Ram()) as other, blk_stack(backend="memory") as third:
-        one.disk.submit([("read", 0, bytearray(512))])
-        assert stuck.wait(10)
-        assert other.disk.pread(512, 0) == third.disk.pread(512, 0) == bytes(512)
-        go.set()
-        one.disk.reap()
-        assert one.blk.pool.workers == 1
-
-
-def test_forked_child_cannot_use_a_batch() -> None:
-    answers: list[int] = []
-
-    def handle(batch: IoBatch) -> None:
-        request = batch[0]
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                request.complete()
-            except RuntimeError:
-                code = 0
-            os._exit(code)
-        answers.append(os.waitpid(child, 0)[1])
-        batch.complete()
-
-    with on(Batches(handle)) as stack:
-        stack.disk.pread(512, 0)
-    assert answers == [0]
-
-
-def test_logger_is_the_backends() -> None:
-    assert logging.getLogger(LOG).name == LOG
-    assert issubclass(_native.PythonBackend, _native.Backend)

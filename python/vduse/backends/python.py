@@ -16,11 +16,9 @@ device = BlkDevice("disk0", RamDisk(64 << 20))
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 import traceback
-import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
 from inspect import iscoroutinefunction
@@ -34,8 +32,6 @@ log = logging.getLogger(__name__)
 
 #: Zeroes written at once where a disk has no ``write_zeroes`` of its own, bytes.
 _ZEROES = bytes(1 << 20)
-#: Seconds that the interpreter's end waits for a call of a handler.
-_LAST_CALL = 2.0
 
 #: One request of a batch.
 IoRequest = _native.IoRequest
@@ -75,8 +71,6 @@ class PythonBackend:
     read_only: bool = False
     #: Discarding gives space back. None: whether :meth:`discard` is overridden.
     can_discard: bool | None = None
-
-    _loop: LoopHandler | None = None
 
     # --- to be written by a subclass ---------------------------------------------------------
 
@@ -122,7 +116,6 @@ class PythonBackend:
             made: _native.PythonBackend | None = self.__dict__.get("_native")
             if made is None:
                 made = self.__dict__["_native"] = self._make()
-                _all.add(self)
             return made
 
     def resize(self, size: int) -> None:
@@ -161,7 +154,7 @@ class PythonBackend:
         report, closed = _reporter(kind.__name__), self.closed
         if not batches and any(map(iscoroutinefunction, methods)):
             zeroes = self._write_zeroes if kind.write_zeroes is PythonBackend.write_zeroes else None
-            loop = self._loop = LoopHandler(self, report, write_zeroes=zeroes)
+            loop = LoopHandler(self, report, write_zeroes=zeroes)
             handler, batches, closed = loop, True, loop.closed
         return _native.PythonBackend(
             handler,
@@ -181,7 +174,6 @@ class PythonBackend:
 
 
 _making = threading.RLock()
-_all: weakref.WeakSet[PythonBackend] = weakref.WeakSet()
 
 
 def _zeroes(offset: int, length: int) -> list[tuple[int, memoryview]]:
@@ -213,16 +205,3 @@ def _clear(error: BaseException | None) -> None:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-@atexit.register
-def _at_exit() -> None:
-    """No handler runs while the interpreter ends: a thread that did would be ended in its
-    midst."""
-    for backend in list(_all):
-        try:
-            backend.native.shut(_LAST_CALL)
-        except RuntimeError:  # a forked child's copy
-            continue
-        if backend._loop is not None:
-            backend._loop.stop(_LAST_CALL)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
-import weakref
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from vduse import _native
+from vduse.backends.loop_thread import LoopThread
 
 Report = Callable[[str, BaseException | None], None]
 WriteZeroes = Callable[[int, int, bool], Awaitable[None] | None]
@@ -46,49 +46,26 @@ class LoopHandler:
         }
         self._closed = methods.closed
         self._report = report
-        self._tasks: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._loop: LoopThread | None = None
 
     def submit(self, batch: _native.IoBatch) -> None:
         """Hands a batch to the loop, from any thread."""
-        self._start_loop().call_soon_threadsafe(self._take, batch)
+        with self._lock:
+            loop = self._loop = self._loop or LoopThread()
+        loop.call(self._take, loop, batch)
 
     def closed(self) -> None:
         """Ends the loop, then the disk."""
-        self.stop()
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.stop()
         self._closed()
 
-    def stop(self, timeout: float | None = None) -> None:
-        """Ends the loop, and waits for its thread for at most ``timeout`` seconds."""
-        with self._lock:
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-        if loop is not None and thread is not None:
-            _stop(loop)
-            if thread is not threading.current_thread():
-                thread.join(timeout)
-
-    def _start_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                loop = self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_run, args=(loop,), name="vduse-asyncio", daemon=True
-                )
-                self._thread.start()
-                # The interpreter's end stops it otherwise, after the last batch.
-                weakref.finalize(self, _stop, loop).atexit = False
-            return self._loop
-
-    def _take(self, batch: _native.IoBatch) -> None:
-        loop = asyncio.get_running_loop()
+    def _take(self, loop: LoopThread, batch: _native.IoBatch) -> None:
         for request in batch:
-            task = loop.create_task(self._serve(request))
-            # The loop itself holds its tasks weakly.
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            loop.start(self._serve(request))
 
     async def _serve(self, request: _native.IoRequest) -> None:
         error = 0
@@ -110,15 +87,3 @@ class LoopHandler:
 
 def _words(request: _native.IoRequest) -> str:
     return f"{request.op} of {request.length} bytes at {request.offset} raised; the request fails"
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
-
-
-def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(loop.stop)

@@ -4,7 +4,7 @@ use crate::channel::CallSocket;
 use crate::datapath::{DataPath, hookup};
 use crate::device::Pool;
 use crate::exporter::{Shared, Views};
-use crate::{error, report};
+use crate::{error, gate, report};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyConnectionResetError, PyValueError};
 use pyo3::prelude::*;
@@ -160,7 +160,7 @@ struct Released {
 impl Exported for Released {
     fn release(self: Box<Self>) {
         // At the interpreter's end nobody is left to use the views.
-        Python::try_attach(|py| {
+        gate::attach(|py| {
             let used = self.views.release(py);
             if used > 0 {
                 let words = format!(
@@ -206,7 +206,7 @@ impl PyHandler {
 impl Handler for PyHandler {
     fn handle(&self, queue: u32, chains: Vec<Arc<HeldChain>>) {
         // At the interpreter's end the chains are dropped: completed with nothing written.
-        Python::try_attach(|py| {
+        gate::attach(|py| {
             if let Err(error) = self.submit(py, queue, chains) {
                 report::exception(py, &format!("virtqueue {queue}"), error);
             }
@@ -217,7 +217,7 @@ impl Handler for PyHandler {
         let Some(drain) = &self.drain else {
             return;
         };
-        Python::try_attach(|py| {
+        gate::attach(|py| {
             if let Err(error) = drain.call1(py, (queue,)) {
                 report::exception(py, &format!("virtqueue {queue}: drain failed"), error);
             }
@@ -225,7 +225,7 @@ impl Handler for PyHandler {
     }
 
     fn forgotten(&self, queue: u32, count: usize) {
-        Python::try_attach(|py| {
+        gate::attach(|py| {
             let words = format!(
                 "virtqueue {queue}: {count} chains were dropped and not completed: completed with \
                  0 bytes"

@@ -1,5 +1,6 @@
 //! Fork: what has threads, locks or shared memory belongs to the process that made it.
 
+use crate::gate;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::IntoPyDict;
@@ -18,6 +19,7 @@ pub fn generation() -> u32 {
 #[pyfunction]
 fn after_fork() {
     GENERATION.fetch_add(1, Relaxed);
+    gate::after_fork();
 }
 
 /// Has Python tell of its forks.

@@ -12,6 +12,7 @@ mod exporter;
 mod fd;
 mod fork;
 mod framework;
+mod gate;
 mod layers;
 mod load;
 mod nbd;
@@ -33,6 +34,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     load::register(m)?;
     nbd::register(m)?;
     python::register(m)?;
+    gate::register(m)?;
     fork::watch(m.py())?;
     Ok(())
 }

@@ -4,8 +4,7 @@ use super::batch::{Batch, Slot, Way};
 use super::engine::PythonEngine;
 use super::exporter::{outcome, release_view};
 use super::handler::{Handler, Shared};
-use crate::datapath::seconds;
-use crate::device::{Backend, backend_error};
+use crate::device::{Backend, Layers, backend_error};
 use crate::fork::PerProcess;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -98,6 +97,7 @@ impl backend::Backend for PythonDisk {
 #[pyclass(frozen, extends = Backend, module = "vduse._native")]
 pub struct PythonBackend {
     disk: PerProcess<Arc<PythonDisk>>,
+    layers: Layers,
 }
 
 #[pymethods]
@@ -130,6 +130,7 @@ impl PythonBackend {
         });
         let base = Backend::of(disk.clone());
         let this = PythonBackend {
+            layers: base.layers(),
             disk: PerProcess::new(disk),
         };
         Ok(PyClassInitializer::from(base).add_subclass(this))
@@ -149,10 +150,12 @@ impl PythonBackend {
         let registry = &self.disk.get()?.shared.registry;
         let tokens = tokens_of(py, tokens)?;
         let errors = errors_of(py, error, tokens.len())?;
+        let results = errors.into_iter().map(outcome);
+        let results = results.collect::<PyResult<Vec<_>>>()?;
         let mut unknown = 0;
         let mut last: Option<(u64, Arc<Batch>)> = None;
         for (place, &token) in tokens.iter().enumerate() {
-            let result = outcome(errors[if errors.len() == 1 { 0 } else { place }])?;
+            let result = results[if results.len() == 1 { 0 } else { place }];
             let number = token >> super::registry::INDEX_BITS;
             let known = last.take().filter(|(known, _)| *known == number);
             let Some(batch) = known
@@ -191,16 +194,13 @@ impl PythonBackend {
         ])
     }
 
-    fn shut(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
-        let disk = self.disk.get()?;
-        let timeout = seconds(timeout)?;
-        Ok(py.detach(|| disk.shared.shut(timeout)))
-    }
-
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         match self.disk.get() {
-            // Ours and the base class's: no device or layer uses it.
-            Ok(disk) if Arc::strong_count(disk) == 2 => disk.shared.traverse(&visit),
+            // Ours, the base class's and a layer's: no device uses it. The layer's object holds
+            // this one, and says so to the collector unless it is in use itself.
+            Ok(disk) if Arc::strong_count(disk) == 2 + self.layers.count() => {
+                disk.shared.traverse(&visit)
+            }
             _ => Ok(()),
         }
     }

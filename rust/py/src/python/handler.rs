@@ -3,16 +3,17 @@
 use super::batch::{Batch, Kind};
 use super::exporter::{IoBatch, IoRequest, is_shared};
 use super::registry::Registry;
+use crate::gate::{self, Entered, Gate};
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vduse_device::backend::Observers;
 
-/// How long the end waits for a call that is under way.
+/// How long a disk's end waits for a call that is under way.
 const LAST_CALL: Duration = Duration::from_secs(5);
 
 /// What is called.
@@ -207,18 +208,10 @@ pub(super) struct Counts {
     pub(super) stale_views: AtomicU64,
 }
 
-/// Calls that are under way, and whether more may come.
-#[derive(Default)]
-struct Gate {
-    calls: usize,
-    is_shut: bool,
-}
-
 /// What a disk's virtqueues share.
 pub(super) struct Shared {
     handler: Mutex<Option<Arc<Handler>>>,
-    gate: Mutex<Gate>,
-    idle: Condvar,
+    gate: Gate,
     next: AtomicU64,
     pub(super) registry: Registry,
     pub(super) observers: Observers,
@@ -229,8 +222,7 @@ impl Shared {
     pub(super) fn new(handler: Handler) -> Shared {
         Shared {
             handler: Mutex::new(Some(Arc::new(handler))),
-            gate: Mutex::default(),
-            idle: Condvar::new(),
+            gate: Gate::new(),
             next: AtomicU64::new(0),
             registry: Registry::default(),
             observers: Observers::default(),
@@ -247,7 +239,7 @@ impl Shared {
         let served = self.enter().and_then(|(handler, _entered)| {
             self.counts.batches.fetch_add(1, Relaxed);
             self.counts.requests.fetch_add(batch.len() as u64, Relaxed);
-            Python::try_attach(|py| {
+            gate::attach(|py| {
                 attached(py);
                 handler.call(py, self, batch);
             })
@@ -259,45 +251,24 @@ impl Shared {
 
     /// Does something in Python, unless the interpreter or the disk has come to its end.
     pub(super) fn with_python(&self, what: impl FnOnce(Python<'_>)) {
-        if let Some(_entered) = self.enter_gate() {
-            Python::try_attach(what);
+        if let Some(_entered) = self.gate.enter() {
+            gate::attach(what);
         }
     }
 
     fn enter(&self) -> Option<(Arc<Handler>, Entered<'_>)> {
-        Some((self.handler()?, self.enter_gate()?))
-    }
-
-    fn enter_gate(&self) -> Option<Entered<'_>> {
-        let mut gate = self.gate();
-        if gate.is_shut {
-            return None;
-        }
-        gate.calls += 1;
-        Some(Entered(self))
-    }
-
-    /// No call begins any more; true once none is under way, false if one still is after
-    /// `timeout`.
-    pub(super) fn shut(&self, timeout: Duration) -> bool {
-        let mut gate = self.gate();
-        gate.is_shut = true;
-        let (gate, _) = self
-            .idle
-            .wait_timeout_while(gate, timeout, |gate| gate.calls > 0)
-            .unwrap_or_else(PoisonError::into_inner);
-        gate.calls == 0
+        Some((self.handler()?, self.gate.enter()?))
     }
 
     /// The end: no call begins any more, and Python hears of it, once.
     pub(super) fn close(&self) {
-        self.shut(LAST_CALL);
+        self.gate.shut(LAST_CALL);
         let handler = self.release();
         self.registry.clear();
         let Some(handler) = handler else {
             return;
         };
-        Python::try_attach(|py| {
+        gate::attach(|py| {
             if let Err(error) = handler.closed.bind(py).call0() {
                 self.counts.exceptions.fetch_add(1, Relaxed);
                 handler.report(py, "closed raised", Some(error));
@@ -361,7 +332,7 @@ impl Shared {
         let Some(handler) = self.handler() else {
             return;
         };
-        Python::try_attach(|py| {
+        gate::attach(|py| {
             let raised = PyErr::take(py);
             handler.report(py, words, None);
             if let Some(raised) = raised {
@@ -373,22 +344,5 @@ impl Shared {
     fn handler(&self) -> Option<Arc<Handler>> {
         let handler = self.handler.lock().unwrap_or_else(PoisonError::into_inner);
         handler.clone()
-    }
-
-    fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A call under way.
-struct Entered<'a>(&'a Shared);
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        let mut gate = self.0.gate();
-        gate.calls -= 1;
-        if gate.calls == 0 && gate.is_shut {
-            self.0.idle.notify_all();
-        }
     }
 }

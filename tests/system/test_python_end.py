@@ -1,4 +1,4 @@
-"""Programs with a disk written in Python that end as they please: no hang, no crash."""
+"""Programs with disks and devices written in Python that end as they please: no hang, no crash."""
 
 from __future__ import annotations
 
@@ -95,4 +95,85 @@ disk.close()
 
 def test_forked_child_ends_and_its_parent_goes_on() -> None:
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+DEVICE = """
+import asyncio, threading, time
+from vduse.bus.virtio_rng import VirtioRng
+from vduse.channel.embedded import inherited
+from vduse.control.features import DeviceId
+from vduse.devices.virtio import VirtioDevice
+from vduse.framework import Framework
+
+class Rng(VirtioDevice):
+    DEVICE_ID = DeviceId.RNG
+    {submit} submit(self, queue, batch):
+        {pause}
+        for chain in batch:
+            chain.write(bytes(chain.writable_length))
+            chain.complete()
+
+device = Rng("rng0")
+framework = Framework(device_ids=[DeviceId.RNG])
+device.start(inherited(framework.control()))
+framework.dev_add("rng0")
+rng = framework.driver("rng0", VirtioRng)
+begun = threading.Event()
+
+def load():
+    while True:
+        try:
+            rng.read(16)
+        except (OSError, RuntimeError):  # the end has come
+            return
+        begun.set()
+
+for _ in range(4):
+    threading.Thread(target=load, daemon=True).start()
+begun.wait(20)
+"""
+
+
+@pytest.mark.parametrize(
+    ("submit", "pause"),
+    [("def", "pass"), ("def", "time.sleep(0.002)"), ("async def", "await asyncio.sleep(0.002)")],
+)
+def test_program_that_closes_no_device_of_its_own_type_ends(submit: str, pause: str) -> None:
+    program = DEVICE.format(submit=submit, pause=pause)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+FORK_IN_HANDLER = """
+import os, sys
+from vduse.backends.python import PythonBackend
+from vduse.testing.harness import blk_stack
+
+class Disk(PythonBackend):
+    size = 1 << 20
+    code = None
+    def read(self, offset, buffer):
+        child = os.fork()
+        if child == 0:
+            import atexit, time
+            begun = time.monotonic()
+            atexit._run_exitfuncs()
+            os._exit(5 if time.monotonic() - begun < 1.5 else 6)
+        self.code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+disk = Disk()
+with blk_stack(backend=disk.native) as stack:
+    stack.disk.pread(512, 0)
+disk.close()
+assert disk.code == 5, disk.code
+"""
+
+
+def test_child_forked_by_a_handler_does_not_wait_for_its_parents_calls() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK_IN_HANDLER], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stderr) == (0, "")
