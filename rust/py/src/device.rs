@@ -6,6 +6,7 @@ use crate::error;
 use crate::fork::PerProcess;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pyclass::{PyTraverseError, PyVisit};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -100,6 +101,16 @@ impl Drop for Cover {
     }
 }
 
+/// Counts the layers on a backend whose objects live; each holds the backend and its object.
+pub struct Layers(Arc<AtomicBool>);
+
+impl Layers {
+    /// 0 or 1.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed).into()
+    }
+}
+
 fn beneath() -> PyErr {
     error::os_error(Errno::BUSY, "backend lies beneath a layer: use the layer")
 }
@@ -138,6 +149,11 @@ impl Backend {
             covered: Arc::default(),
             below: Some((below.clone().unbind(), cover)),
         })
+    }
+
+    /// The layers on it.
+    pub fn layers(&self) -> Layers {
+        Layers(self.covered.clone())
     }
 
     fn open(&self) -> PyResult<&Arc<dyn backend::Backend>> {
@@ -257,6 +273,19 @@ impl Backend {
             return Ok(());
         }
         py.detach(|| backend.close()).map_err(backend_error)
+    }
+
+    /// A layer that no device uses belongs to its object alone, with what it lies on: a disk
+    /// written in Python may hold its own layer. The disk's part breaks the cycle.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match (&self.below, self.backend.get()) {
+            (Some((below, _)), Ok(backend))
+                if Arc::strong_count(backend) == 1 + self.layers().count() =>
+            {
+                visit.call(below)
+            }
+            _ => Ok(()),
+        }
     }
 }
 

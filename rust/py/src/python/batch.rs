@@ -409,6 +409,8 @@ impl Batch {
         };
         if is_open {
             self.register(true);
+            // A reset may have ended the last one in between.
+            self.change(|_| ());
         }
     }
 

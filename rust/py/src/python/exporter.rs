@@ -30,7 +30,7 @@ struct Record {
     length: u64,
     address: u64,
     op: u8,
-    may_unmap: bool,
+    may_unmap: u8,
     _pad: [u8; 2],
     result: i32,
 }
@@ -59,7 +59,7 @@ impl Records {
                     length: facts.length,
                     address: piece.map_or(0, |piece| piece.ptr.addr().get() as u64),
                     op: facts.kind as u8,
-                    may_unmap: facts.may_unmap,
+                    may_unmap: facts.may_unmap.into(),
                     _pad: [0; 2],
                     result: OPEN,
                 })
@@ -378,9 +378,11 @@ impl IoRequest {
         let py = slf.py();
         if let Some(known) = batch.known_view(py, this.index)
             && let Some(view) = known.bind(py).upgrade()
+            && view.len().is_ok()
         {
             return Ok(view.cast_into()?);
         }
+        // There is none, or its user has released it.
         let view = PyMemoryView::from(slf.as_any()).map_err(|error| {
             if error.is_instance_of::<PyBufferError>(py) {
                 PyValueError::new_err(error.value(py).to_string())
