@@ -36,6 +36,24 @@ class Raising(PythonBackend):
     def __init__(self):
         raise KeyError("what")
 
+class Sized(PythonBackend):
+    def __init__(self, size, block_size=512):
+        self.size = size
+        self.block_size = block_size
+
+class Leaving(PythonBackend):
+    def __init__(self):
+        raise SystemExit(7)
+
+class TwoLines(PythonBackend):
+    def __init__(self):
+        raise ValueError("one\\n  two")
+
+class Unsaid(PythonBackend):
+    @property
+    def size(self):
+        raise LookupError("where")
+
 class Other:
     pass
 """
@@ -45,10 +63,11 @@ class Other:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "spec_disks.py").write_text(MODULE)
     (tmp_path / "spec_broken.py").write_text("def f(:\n")
+    (tmp_path / "spec_leaving.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "spec_needs.py").write_text("import no_such_thing\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("spec_disks", "spec_broken", "spec_needs"):
+    for name in ("spec_disks", "spec_broken", "spec_leaving", "spec_needs"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -97,7 +116,8 @@ MISTAKES = [
     ),
     (
         "python:spec_disks:No",
-        "no No in module spec_disks; there is Disk, Fixed, Raising, ReadOnly, Wrong",
+        "no No in module spec_disks; there is "
+        "Disk, Fixed, Leaving, Raising, ReadOnly, Sized, TwoLines, Unsaid, Wrong",
     ),
     (
         "python:spec_disks:Other",
@@ -118,6 +138,28 @@ MISTAKES = [
         "python:spec_disks:Wrong",
         "a disk of 100 bytes: the size must be a multiple of 512 and not 0",
     ),
+    ("python:spec_disks:Sized,size=-512", "size: -512 bytes are out of range"),
+    ("python:spec_disks:Sized,size=1x", "size: '1x' is not a whole number"),
+    (
+        "python:spec_disks:Sized,size=9223372036854775808",
+        "a disk of 9223372036854775808 bytes: 2^63 - 512 are the most",
+    ),
+    (
+        "python:spec_disks:Sized,size=18446744073709551616",
+        "size: 18446744073709551616 bytes are out of range",
+    ),
+    (
+        "python:spec_disks:Sized,size=512,block_size=4096",
+        "size: 512 bytes are less than a block, 4096",
+    ),
+    ("python:spec_disks:Leaving", "Leaving raised SystemExit: 7 (spec_disks.py, line 34)"),
+    ("python:spec_disks:TwoLines", "TwoLines raised ValueError: one two (spec_disks.py, line 38)"),
+    ("python:spec_disks:Unsaid", "Unsaid raised LookupError: where (spec_disks.py, line 43)"),
+    (
+        "python:spec_leaving:Disk",
+        "importing spec_leaving raised SystemExit: 3 (spec_leaving.py, line 1)",
+    ),
+    ("python:.spec_disks:Disk", "write python:MODULE:CLASS,key=value"),
 ]
 
 

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
 from inspect import iscoroutinefunction
+from operator import index
 
 from typing_extensions import Buffer
 
@@ -120,8 +121,9 @@ class PythonBackend:
 
     def resize(self, size: int) -> None:
         """The disk has ``size`` bytes from now on, and devices on it tell their drivers. What is
-        new must be there before, what goes may be removed after. OSError EINVAL."""
-        self.native.resize(size)
+        new must be there before, what goes may be removed after. ValueError, OSError EINVAL: out of
+        range."""
+        self.native.resize(_unsigned("size", size, 64))
         self.size = size
 
     def complete(
@@ -160,8 +162,8 @@ class PythonBackend:
             handler,
             report,
             closed,
-            size=self.size,
-            block_size=self.block_size,
+            size=_unsigned("size", self.size, 64),
+            block_size=_unsigned("block_size", self.block_size, 32),
             read_only=self.read_only,
             can_discard=can_discard and not self.read_only,
             batches=batches,
@@ -174,6 +176,17 @@ class PythonBackend:
 
 
 _making = threading.RLock()
+
+
+def _unsigned(name: str, value: int, bits: int) -> int:
+    """As the native half takes it: it says what else is wrong with it. ValueError, TypeError."""
+    try:
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {value!r} is not a whole number") from None
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{name}: {number} bytes are out of range")
+    return number
 
 
 def _zeroes(offset: int, length: int) -> list[tuple[int, memoryview]]:

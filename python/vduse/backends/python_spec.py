@@ -15,6 +15,8 @@ from vduse.backends.errors import BackendError
 from vduse.backends.python import PythonBackend
 
 _FORM = "python:MODULE:CLASS,key=value"
+#: What code of the module may raise. Not KeyboardInterrupt, and no end by a signal.
+_RAISED = (Exception, SystemExit)
 _WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 
@@ -29,7 +31,7 @@ def open_python(spec: str, *, size: int | None, read_only: bool) -> _native.Back
     """
     name, _, pairs = spec.removeprefix("python:").partition(",")
     module_name, colon, class_name = name.partition(":")
-    if not (module_name and colon and class_name):
+    if not (module_name and colon and class_name) or module_name.startswith("."):
         raise BackendError(f"{spec}: write {_FORM}")
     kind = _find(spec, _import(spec, module_name), class_name)
     signature = inspect.signature(kind)
@@ -43,15 +45,17 @@ def open_python(spec: str, *, size: int | None, read_only: bool) -> _native.Back
     _check(spec, signature, arguments)
     try:
         disk = kind(**arguments)
-    except Exception as error:
+    except _RAISED as error:
         raise BackendError(f"{spec}: {class_name} raised {_where(error)}") from error
     if not isinstance(disk, PythonBackend):
         raise BackendError(f"{spec}: {_not_a_backend(class_name)}")
     try:
         return disk.native
-    except (OSError, ValueError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, TypeError) as error:
         words = error.strerror if isinstance(error, OSError) else error
         raise BackendError(f"{spec}: {words}") from error
+    except _RAISED as error:
+        raise BackendError(f"{spec}: {class_name} raised {_where(error)}") from error
 
 
 def _import(spec: str, name: str) -> ModuleType:
@@ -66,7 +70,7 @@ def _import(spec: str, name: str) -> ModuleType:
                 "name a file of this directory without .py"
             ) from None
         raise BackendError(f"{spec}: importing {name} raised {_where(error)}") from error
-    except Exception as error:
+    except _RAISED as error:
         raise BackendError(f"{spec}: importing {name} raised {_where(error)}") from error
 
 
@@ -122,9 +126,9 @@ def _check(spec: str, signature: inspect.Signature, arguments: dict[str, Any]) -
         raise BackendError(f"{spec}: {error}; it takes {takes}") from None
 
 
-def _where(error: Exception) -> str:
-    """The exception's last line, and where it was raised."""
-    line = traceback.format_exception_only(error)[-1].strip()
+def _where(error: BaseException) -> str:
+    """The exception in one line, and where it was raised."""
+    line = " ".join(traceback.format_exception_only(error)[-1].split())
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) or not frames:
         return line if not isinstance(error, SyntaxError) else f"{line} ({_place(error)})"

@@ -213,7 +213,8 @@ pub trait Backend: Send + Sync {
     fn observe(&self, _observer: Weak<dyn Observer>) {}
 }
 
-/// Checks the size of a disk: EINVAL unless it is a multiple of 512 and not 0.
+/// Checks the size of a disk: EINVAL unless it is a multiple of 512, not 0, and within the offsets
+/// that files and NBD know, of 63 bits.
 pub fn disk_size(size: u64) -> Result<Length, Error> {
     let size = Length(size);
     if size.0 == 0 || !size.is_sectors() {
@@ -223,6 +224,12 @@ pub fn disk_size(size: u64) -> Result<Length, Error> {
                 "a disk of {} bytes: the size must be a multiple of 512 and not 0",
                 size.0
             ),
+        ));
+    }
+    if i64::try_from(size.0).is_err() {
+        return Err(Error::new(
+            Errno::INVAL,
+            format!("a disk of {} bytes: 2^63 - 512 are the most", size.0),
         ));
     }
     Ok(size)

@@ -121,6 +121,12 @@ impl PythonBackend {
                 "block_size: {block_size} is not a power of two between 512 and 65536"
             )));
         }
+        if size.0 < u64::from(block_size) {
+            return Err(PyValueError::new_err(format!(
+                "size: {} bytes are less than a block, {block_size}",
+                size.0
+            )));
+        }
         let disk = Arc::new(PythonDisk {
             shared: Arc::new(Shared::new(Handler::new(handler, report, closed, batches)?)),
             size: AtomicU64::new(size.0),
