@@ -598,7 +598,8 @@ class Chain:
     thread. A chain that is dropped is completed with 0 bytes written, and the log says so.
 
     Once it has been completed everything is a ValueError; once the device was reset, a
-    ConnectionResetError, but for :meth:`complete`, which does nothing then.
+    ConnectionResetError, but for :meth:`complete`, which does nothing then. RuntimeError in a
+    forked child.
     """
 
     @property

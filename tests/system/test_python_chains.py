@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -207,3 +208,30 @@ def test_a_drain_waits_for_chains_and_says_so(stage: Stage, packed: bool) -> Non
         chain.complete()
         assert base.result(LIMIT) & 0x7FFF == 1
         assert [used.length for used in raw.take_used()] == [4]
+
+
+def test_a_forked_child_cannot_use_a_chain_nor_end_it(stage: Stage) -> None:
+    with stage.raw() as raw:
+        assert raw.start()
+        offer(raw, 4)
+        chain = stage.device.take()
+        views = chain.writable
+        child = os.fork()
+        if child == 0:
+            code = 0
+            uses = [chain.complete, chain.read, lambda: chain.write(b"x"), lambda: chain.writable]
+            for use in uses:
+                try:
+                    use()
+                except RuntimeError:
+                    code += 1
+            del chain, views, uses, use
+            gc.collect()
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+        assert not chain.ended
+        del views
+        chain.write(b"ours")
+        chain.complete()
+        (used,) = raw.wait_used(1)
+        assert used.length == 4

@@ -4,6 +4,7 @@ use crate::channel::CallSocket;
 use crate::datapath::{DataPath, hookup};
 use crate::device::Pool;
 use crate::exporter::{Shared, Views};
+use crate::fork::PerRequest;
 use crate::{error, gate, report};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyConnectionResetError, PyValueError};
@@ -17,7 +18,7 @@ use vduse_mem::Access;
 /// A chain in Python's hands; see `_native.pyi`.
 #[pyclass(frozen, weakref, module = "vduse._native")]
 struct Chain {
-    chain: Arc<HeldChain>,
+    chain: PerRequest<Arc<HeldChain>>,
     queue: u32,
     /// How far [`Chain::write`] has written.
     written: AtomicU64,
@@ -28,16 +29,20 @@ struct Chain {
 impl Chain {
     fn new(queue: u32, chain: Arc<HeldChain>) -> Chain {
         Chain {
-            chain,
+            chain: PerRequest::new(chain),
             queue,
             written: AtomicU64::new(0),
             views: Default::default(),
         }
     }
 
+    fn held(&self) -> PyResult<&Arc<HeldChain>> {
+        self.chain.get()
+    }
+
     /// Made when first asked for. No lock is held where Python code may run.
     fn views(&self, py: Python<'_>, access: Access) -> PyResult<Py<PyTuple>> {
-        let memory = self.chain.memory(access).map_err(ended)?;
+        let memory = self.held()?.memory(access).map_err(ended)?;
         let known = &self.views[access as usize];
         if let Some(views) = known.get() {
             return Ok(views.clone_ref(py));
@@ -48,23 +53,24 @@ impl Chain {
         let list = views.get(py);
         let queue = self.queue;
         let released = Released { views, queue };
-        self.chain.exported(Box::new(released)).map_err(ended)?;
+        self.held()?.exported(Box::new(released)).map_err(ended)?;
         // Another thread may have been quicker: then it has views of its own.
         let _ = known.set(list.clone_ref(py));
         Ok(list)
     }
 
     fn end(&self, written: u64) -> PyResult<()> {
+        let chain = self.held()?;
+        let room = chain.writable_len();
         let written = u32::try_from(written)
             .ok()
-            .filter(|&written| u64::from(written) <= self.chain.writable_len());
+            .filter(|&written| u64::from(written) <= room);
         let Some(written) = written else {
-            let room = self.chain.writable_len();
             return Err(PyValueError::new_err(format!(
                 "written: the chain has room for {room} bytes"
             )));
         };
-        self.chain.complete(written).map_err(ended)
+        chain.complete(written).map_err(ended)
     }
 }
 
@@ -81,28 +87,28 @@ impl Chain {
     }
 
     #[getter]
-    fn readable_length(&self) -> u64 {
-        self.chain.readable_len()
+    fn readable_length(&self) -> PyResult<u64> {
+        Ok(self.held()?.readable_len())
     }
 
     #[getter]
-    fn writable_length(&self) -> u64 {
-        self.chain.writable_len()
+    fn writable_length(&self) -> PyResult<u64> {
+        Ok(self.held()?.writable_len())
     }
 
     #[getter]
-    fn ended(&self) -> bool {
-        self.chain.has_ended()
+    fn ended(&self) -> PyResult<bool> {
+        Ok(self.held()?.has_ended())
     }
 
     fn read<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &self.chain.read().map_err(ended)?))
+        Ok(PyBytes::new(py, &self.held()?.read().map_err(ended)?))
     }
 
     #[pyo3(signature = (data, offset = None))]
     fn write(&self, py: Python<'_>, data: PyBuffer<u8>, offset: Option<u64>) -> PyResult<usize> {
         let at = offset.unwrap_or_else(|| self.written.load(Ordering::Relaxed));
-        let count = self.chain.write(at, &data.to_vec(py)?).map_err(ended)?;
+        let count = self.held()?.write(at, &data.to_vec(py)?).map_err(ended)?;
         if count > 0 {
             self.written.fetch_max(at + count as u64, Ordering::Relaxed);
         }
@@ -123,7 +129,7 @@ impl ChainBatch {
     fn complete_rest(&self, py: Python<'_>, written: Option<u64>) -> PyResult<()> {
         for chain in self.0.bind(py).iter() {
             let chain = chain.cast::<Chain>()?.get();
-            if !chain.chain.has_ended() {
+            if !chain.held()?.has_ended() {
                 chain.complete(written)?;
             }
         }

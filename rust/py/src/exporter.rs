@@ -8,6 +8,7 @@
 //! The driver may change every byte at any time. Python reads such bytes as it reads those of a
 //! file mapped by several processes: whatever it finds is a byte.
 
+use crate::fork::PerRequest;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -38,7 +39,7 @@ impl Shared for Memory {
 /// Exports one piece of shared memory. Seen by a program only as a memoryview's `obj`.
 #[pyclass(frozen, module = "vduse._native")]
 struct SharedMemory {
-    memory: Arc<dyn Shared>,
+    memory: PerRequest<Arc<dyn Shared>>,
     piece: usize,
     writable: bool,
     _alive: Arc<()>,
@@ -51,8 +52,10 @@ impl SharedMemory {
         view: *mut ffi::Py_buffer,
         flags: c_int,
     ) -> PyResult<()> {
+        // SAFETY: Python gives a `view` to fill in; without an object it is none to release.
+        unsafe { (*view).obj = std::ptr::null_mut() };
         let this = slf.get();
-        let piece = this.memory.buffer().pieces().get(this.piece);
+        let piece = this.memory.get()?.buffer().pieces().get(this.piece);
         let piece = piece.ok_or_else(|| PyBufferError::new_err("no such piece"))?;
         let len = ffi::Py_ssize_t::try_from(piece.len)
             .map_err(|_| PyBufferError::new_err("the piece is too long"))?;
@@ -87,7 +90,7 @@ impl Views {
         let alive = Arc::new(());
         let views = (0..memory.buffer().pieces().len()).map(|piece| {
             let exporter = SharedMemory {
-                memory: memory.clone(),
+                memory: PerRequest::new(memory.clone()),
                 piece,
                 writable,
                 _alive: alive.clone(),

@@ -68,3 +68,46 @@ impl<T> Drop for PerProcess<T> {
         }
     }
 }
+
+/// As [`PerProcess`], for what is made once a request: forks are noticed that Python was told of.
+pub struct PerRequest<T> {
+    /// `None` only while dropping.
+    value: Option<T>,
+    generation: u32,
+}
+
+impl<T> PerRequest<T> {
+    /// Belongs to this process.
+    pub fn new(value: T) -> PerRequest<T> {
+        PerRequest {
+            value: Some(value),
+            generation: generation(),
+        }
+    }
+
+    /// The value; RuntimeError in a forked child.
+    pub fn get(&self) -> PyResult<&T> {
+        match &self.value {
+            Some(value) if self.generation == generation() => Ok(value),
+            _ => Err(PyRuntimeError::new_err(
+                "made by another process: it cannot be used after a fork",
+            )),
+        }
+    }
+
+    /// The value, for good; `None` in a forked child.
+    pub fn take(&mut self) -> Option<T> {
+        let value = self.value.take();
+        if self.generation == generation() {
+            return value;
+        }
+        std::mem::forget(value);
+        None
+    }
+}
+
+impl<T> Drop for PerRequest<T> {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}

@@ -5,8 +5,8 @@
 
 use super::batch::{Batch, Facts, Kind, NotOpen};
 use super::handler::errno;
-use crate::fork;
-use pyo3::exceptions::{PyBufferError, PyIndexError, PyRuntimeError, PyValueError};
+use crate::fork::PerRequest;
+use pyo3::exceptions::{PyBufferError, PyIndexError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -86,16 +86,6 @@ impl Records {
     }
 }
 
-/// Tells forked children apart: a batch belongs to the process that took it.
-fn check_fork(generation: u32) -> PyResult<()> {
-    if generation == fork::generation() {
-        return Ok(());
-    }
-    Err(PyRuntimeError::new_err(
-        "a batch of another process: it cannot be used after a fork",
-    ))
-}
-
 fn not_open(_: NotOpen) -> PyErr {
     PyValueError::new_err("the request is completed already")
 }
@@ -116,25 +106,19 @@ pub(super) fn outcome(number: i32) -> PyResult<Result<(), Errno>> {
 /// A batch of requests; see `_native.pyi`.
 #[pyclass(frozen, sequence, module = "vduse._native")]
 pub struct IoBatch {
-    /// `None` only while dropping.
-    batch: Option<Arc<Batch>>,
-    generation: u32,
+    batch: PerRequest<Arc<Batch>>,
 }
 
 impl IoBatch {
     pub(super) fn new(batch: Arc<Batch>) -> IoBatch {
         batch.hold();
         IoBatch {
-            batch: Some(batch),
-            generation: fork::generation(),
+            batch: PerRequest::new(batch),
         }
     }
 
     fn batch(&self) -> PyResult<&Arc<Batch>> {
-        check_fork(self.generation)?;
-        self.batch
-            .as_ref()
-            .ok_or_else(|| PyRuntimeError::new_err("the batch is gone"))
+        self.batch.get()
     }
 
     /// Completes all that are open, their views released before.
@@ -249,13 +233,8 @@ impl IoBatch {
 
 impl Drop for IoBatch {
     fn drop(&mut self) {
-        let Some(batch) = self.batch.take() else {
-            return;
-        };
-        if self.generation == fork::generation() {
+        if let Some(batch) = self.batch.take() {
             batch.let_go();
-        } else {
-            std::mem::forget(batch);
         }
     }
 }
@@ -283,27 +262,21 @@ impl IoBatchIterator {
 /// One request of a batch; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
 pub struct IoRequest {
-    /// `None` only while dropping.
-    batch: Option<Arc<Batch>>,
+    batch: PerRequest<Arc<Batch>>,
     index: usize,
-    generation: u32,
 }
 
 impl IoRequest {
     fn new(batch: Arc<Batch>, index: usize) -> IoRequest {
         batch.hold_one(index);
         IoRequest {
-            batch: Some(batch),
+            batch: PerRequest::new(batch),
             index,
-            generation: fork::generation(),
         }
     }
 
     fn batch(&self) -> PyResult<&Arc<Batch>> {
-        check_fork(self.generation)?;
-        self.batch
-            .as_ref()
-            .ok_or_else(|| PyRuntimeError::new_err("the request is gone"))
+        self.batch.get()
     }
 
     fn facts(&self) -> PyResult<Facts> {
@@ -448,13 +421,8 @@ impl IoRequest {
 
 impl Drop for IoRequest {
     fn drop(&mut self) {
-        let Some(batch) = self.batch.take() else {
-            return;
-        };
-        if self.generation == fork::generation() {
+        if let Some(batch) = self.batch.take() {
             batch.let_go_of_one(self.index);
-        } else {
-            std::mem::forget(batch);
         }
     }
 }
