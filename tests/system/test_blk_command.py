@@ -268,6 +268,24 @@ def test_names_that_are_not_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (code, err) == (0, "")
 
 
+@pytest.mark.needs("nbdinfo")
+def test_image_that_is_resized(tmp_path: Path, image: Path) -> None:
+    with command(tmp_path, "disk.img", "--json") as blk:
+        assert blk.facts()["size"] == SIZE
+        os.truncate(image, 2 * SIZE)
+        assert blk.facts() == {"event": "resized", "size": 2 * SIZE}
+        # The driver reads the config space a little later.
+        while int(run("nbdinfo", "--size", blk.uri)) != 2 * SIZE:
+            assert blk.process.poll() is None
+        os.truncate(image, 1000)
+        assert blk.process.stderr is not None
+        assert "disk0 keeps its size: " in blk.process.stderr.readline()
+        os.truncate(image, SIZE)
+        assert blk.facts() == {"event": "resized", "size": SIZE}
+        code, _, err = blk.end()
+    assert (code, err) == (0, "")
+
+
 # --- how it ends -----------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import socket
 import stat
 import struct
@@ -40,7 +41,10 @@ class Server:
         self.attached: SimpleQueue[tuple[socket.socket, Agreed]] = SimpleQueue()
         self.listener = UnixListener(self.path, 0o600)
         self.thread = Negotiator(timeout)
-        self.listening = Listening(name, self.listener, lambda: DISK, self._attach)
+        self.in_transmission = 0
+        self.listening = Listening(
+            name, self.listener, lambda: DISK, self._attach, lambda: self.in_transmission
+        )
         self.thread.add(self.listening)
 
     def _attach(self, fd: int, agreed: Agreed) -> None:
@@ -161,6 +165,37 @@ def test_one_client_too_many_ends_the_one_that_took_longest(
     log.wait_for("disk0: a client was refused: more than 3 clients in their handshakes")
     for client in clients:
         client.close()
+    check_served(server)
+
+
+def test_newest_of_too_many_clients_is_ended(
+    server: Server, log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(negotiator, "MAX_CONNECTIONS", 4)
+    server.in_transmission = 2
+    clients = [server.client() for _ in range(3)]
+    assert [read(client, len(GREETING)) for client in clients[:2]] == [GREETING] * 2
+    assert read(clients[2], len(GREETING)) == b""
+    log.wait_for("disk0: a client was refused: more than 4 clients")
+    for client in clients:
+        client.close()
+    server.in_transmission = 3
+    check_served(server)
+
+
+def test_clients_leave_fds_to_the_rest_of_the_process(
+    server: Server, log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = os.dup(0)
+    os.close(free)
+    # The client has the first one, its connection the second.
+    most = free + 1 + negotiator.SPARE_FDS
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (most, most))
+    with server.client() as client:
+        assert read(client, len(GREETING)) == b""
+    reason = f"the process is short of fds: raise the limit of {most} (ulimit -n)"
+    log.wait_for(f"disk0: a client was refused: {reason}")
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (most + 1, most + 1))
     check_served(server)
 
 

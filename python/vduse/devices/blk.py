@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 
 from vduse import _native
 from vduse.backends.python import PythonBackend
@@ -157,6 +158,7 @@ class BlkDevice:
         )
         #: The capacity that the driver knows.
         self._sectors = self._config.capacity
+        self._resizing = threading.Lock()
         self._backend = backend
         self._own_pool: _native.Pool | None = None
         if pool is None and backend.engine == "python":
@@ -218,16 +220,18 @@ class BlkDevice:
         return self._device.start(control)
 
     def resize(self) -> int:
-        """Looks at the backend's size again, and tells the driver; bytes."""
-        size = self._backend.refresh_size()
-        block = self._config.blk_size
-        sectors = size // block * (block // SECTOR)
-        if self._data_path is not None and sectors != self._sectors:
-            self._sectors = sectors
-            # First the data path: the driver may use what it is told at once.
-            self._data_path.set_capacity(sectors)
-            self._device.set_config(0, pack_capacity(sectors))
-        return sectors * SECTOR
+        """Looks at the backend's size again, and tells the driver; bytes. From any thread. OSError
+        EINVAL: a size that no disk has."""
+        with self._resizing:
+            size = self._backend.refresh_size()
+            block = self._config.blk_size
+            sectors = size // block * (block // SECTOR)
+            if self._data_path is not None and sectors != self._sectors:
+                # First the data path: the driver may use what it is told at once.
+                self._data_path.set_capacity(sectors)
+                self._device.set_config(0, pack_capacity(sectors))
+                self._sectors = sectors
+            return sectors * SECTOR
 
     def stats(self) -> DeviceStats | None:
         """What was counted (docs/statistics.md); None before the start and after the end."""

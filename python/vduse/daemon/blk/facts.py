@@ -45,6 +45,15 @@ class Counted:
 
 
 @dataclass(frozen=True)
+class Resized:
+    """The backend has another size; clients that connect from now on see it."""
+
+    event: str
+    #: Bytes.
+    size: int
+
+
+@dataclass(frozen=True)
 class Ended:
     """The disk is not served any more."""
 
@@ -59,7 +68,7 @@ class Ended:
     statistics: Statistics
 
 
-Facts = Serving | Counted | Ended
+Facts = Serving | Counted | Resized | Ended
 
 
 def show(facts: Facts, context: Context) -> None:
@@ -69,6 +78,8 @@ def show(facts: Facts, context: Context) -> None:
             _show_serving(facts, context.out)
         case Counted():
             print(json.dumps(facts.statistics), file=context.out.file, flush=True)
+        case Resized():
+            _print(context.out, f"resized to {format_size(facts.size)}")
         case Ended(broken=True):
             context.err.print(f"vduse: {facts.name}: {facts.reason}", markup=False, soft_wrap=True)
         case Ended():

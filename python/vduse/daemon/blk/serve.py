@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from types import FrameType
 
-from vduse.daemon.blk.facts import Counted, Ended, Facts
+from vduse.daemon.blk.facts import Counted, Ended, Facts, Resized
 from vduse.daemon.blk.service import Service
 from vduse.daemon.commands import BlkOptions
 from vduse.daemon.errors import Stopped, UserError
@@ -25,8 +25,8 @@ _LOOK = 1.0
 
 
 def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
-    """Serving once it can be reached, Counted at each SIGUSR1, Ended at the end. UserError: what
-    the person can put right."""
+    """Serving once it can be reached, Counted at each SIGUSR1, Resized when the backend was, Ended
+    at the end. UserError: what the person can put right."""
     backend, path = options.backend, options.nbd
     if backend is None:
         raise UserError("name what stores the bytes: an image, null, memory, python:MODULE:CLASS")
@@ -38,8 +38,7 @@ def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
         begin = monotonic()
         try:
             yield service.facts()
-            while (reason := _wait(service, requests, context.stopper)) is None:
-                yield Counted("statistics", service.statistics())
+            reason = yield from _watch(service, requests, context.stopper)
         except BaseException:
             service.close()
             raise
@@ -50,17 +49,21 @@ def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
         yield Ended("ended", options.name, reason, broken, seconds, statistics)
 
 
-def _wait(service: Service, requests: SimpleQueue[None], stopper: Stopper) -> str | None:
-    """Until SIGUSR1: None; or until the end: the signal's name, or what broke."""
+def _watch(
+    service: Service, requests: SimpleQueue[None], stopper: Stopper
+) -> Generator[Facts, None, str]:
+    """What happens until the end; returns the signal's name, or what broke."""
     while (reason := service.broken()) is None:
         try:
             with stopper.released():
                 requests.get(timeout=_LOOK)
-            return None
         except Empty:
-            continue
+            if (size := service.resized()) is not None:
+                yield Resized("resized", size)
         except Stopped as stopped:
             return signal.Signals(stopped.exit_code - 128).name
+        else:
+            yield Counted("statistics", service.statistics())
     return reason
 
 

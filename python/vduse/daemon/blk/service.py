@@ -3,6 +3,7 @@ process."""
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack
 
@@ -18,6 +19,8 @@ from vduse.exports.errors import ExportError
 from vduse.exports.nbd import NbdServer
 from vduse.exports.nbd.server import CLOSE_TIMEOUT
 from vduse.framework import Framework
+
+log = logging.getLogger(__name__)
 
 
 class Service:
@@ -53,6 +56,9 @@ class Service:
             self._framework = framework
             exits.callback(self._leave_bus)
             self._disk = framework.disk(options.name)
+            self._size = self._disk.size
+            #: Why the last look at the size found none.
+            self._no_size = ""
             try:
                 self._server = NbdServer(
                     self._disk,
@@ -75,7 +81,7 @@ class Service:
             pid=os.getpid(),
             name=options.name,
             backend=self._backend,
-            size=self._disk.size,
+            size=self._size,
             read_only=self._disk.read_only,
             ring="packed" if options.packed else "split",
             queues=options.queues,
@@ -88,6 +94,21 @@ class Service:
     def broken(self) -> str | None:
         """Why nothing is served any more; None while it is."""
         return self._device.ended or self._device.fault
+
+    def resized(self) -> int | None:
+        """Looks at the backend's size; bytes, if it has changed since the last look. The driver
+        knows it then, and so do clients that connect later."""
+        former = self._size
+        try:
+            self._size = self._device.resize()
+        except (OSError, DeviceError) as error:
+            # A file may be of half a sector for a moment: once is enough to say.
+            if str(error) != self._no_size:
+                log.warning("%s keeps its size: %s", self._options.name, error)
+            self._no_size = str(error)
+            return None
+        self._no_size = ""
+        return self._size if self._size != former else None
 
     def statistics(self) -> Statistics:
         """All there is."""

@@ -2,7 +2,9 @@
 
 It waits in epoll and nowhere else. A client has :data:`HANDSHAKE_TIMEOUT` seconds from its
 connection to transmission, however slowly it sends or reads; a listener negotiates with
-:data:`MAX_NEGOTIATING` clients at once, and one more ends the one that took longest.
+:data:`MAX_NEGOTIATING` clients at once, and one more ends the one that took longest. A listener
+has :data:`MAX_CONNECTIONS` clients, those in transmission too, and the process keeps
+:data:`SPARE_FDS` for its other devices: a client beyond that is the one that is ended.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import resource
 import selectors
 import socket
 import threading
@@ -32,6 +35,11 @@ T = TypeVar("T")
 HANDSHAKE_TIMEOUT = 10.0
 #: Clients of one listener in their handshakes.
 MAX_NEGOTIATING = 64
+#: Clients of one listener, in handshake and transmission together: each may hold 64 MiB of
+#: requests.
+MAX_CONNECTIONS = 128
+#: Fds below RLIMIT_NOFILE that clients do not get.
+SPARE_FDS = 32
 #: Seconds without accepting, where the process has no fd left for a connection.
 _PAUSE = 1.0
 
@@ -47,6 +55,8 @@ class Listening:
     export: Callable[[], Export]
     #: A connection begins its transmission phase; takes the fd, also where it raises.
     attach: Callable[[int, Agreed], None]
+    #: How many are in their transmission phase.
+    connections: Callable[[], int]
 
 
 class Negotiator:
@@ -201,12 +211,35 @@ class Negotiator:
             self._unwatch(at.listener.fileno())
             self._paused[at] = monotonic() + _PAUSE
             return
-        client = _Client(at, connection, monotonic() + self._timeout)
         others = [other for other in self._clients if other.at is at]
+        if reason := self._too_many(at, connection, len(others)):
+            log.warning("%s: a client was refused: %s", at.name, reason)
+            connection.close()
+            return
         if len(others) >= MAX_NEGOTIATING:
             self._drop(others[0], f"more than {MAX_NEGOTIATING} clients in their handshakes")
+        client = _Client(at, connection, monotonic() + self._timeout)
+        try:
+            self._selector.register(
+                connection, selectors.EVENT_WRITE, lambda: self._on_client(client)
+            )
+        except OSError:
+            connection.close()
+            raise
         self._clients[client] = None
-        self._selector.register(connection, selectors.EVENT_WRITE, lambda: self._on_client(client))
+
+    def _too_many(self, at: Listening, connection: socket.socket, negotiating: int) -> str | None:
+        """Why there is no room for one more; None: there is."""
+        if negotiating + at.connections() >= MAX_CONNECTIONS:
+            return f"more than {MAX_CONNECTIONS} clients"
+        # Fds are given from the lowest on, and transmission takes one more for each client.
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if (
+            most != resource.RLIM_INFINITY
+            and connection.fileno() + len(self._clients) >= most - SPARE_FDS
+        ):
+            return f"the process is short of fds: raise the limit of {most} (ulimit -n)"
+        return None
 
     def _on_client(self, client: _Client) -> None:
         try:

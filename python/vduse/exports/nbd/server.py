@@ -64,7 +64,13 @@ class NbdServer:
             undo.pop_all()
         self._negotiator = Negotiator.shared()
         self._negotiator.watch(self._native.event_fd, self._log_events)
-        self._listening = Listening(self._log_name, self._listener, self._export, self._attach)
+        self._listening = Listening(
+            self._log_name,
+            self._listener,
+            self._export,
+            self._attach,
+            connections=lambda: self._native.connections,
+        )
         self._negotiator.add(self._listening)
 
     def __enter__(self) -> Self:
