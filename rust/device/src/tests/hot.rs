@@ -238,3 +238,36 @@ fn large_discards_leave_other_queues_their_turn() {
         assert_eq!(*batches.lock().unwrap().iter().max().unwrap(), most);
     }
 }
+
+#[test]
+fn a_queue_that_never_sleeps_keeps_no_other_from_its_commands() {
+    let pool = TestPool::new(1);
+    let mut busy = Rig::new(&pool, memory(), true);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sent = scope.spawn(|| {
+            let mut sent = 0_u64;
+            (0..5).for_each(|token| busy.send(token, Some(1), 1));
+            while !is_over.load(SeqCst) {
+                // No pause: the next is there before the last is taken.
+                while let Some((token, _)) = busy.driver.pop_used().unwrap() {
+                    busy.send(token, Some(1), 1);
+                    sent += 1;
+                }
+            }
+            sent
+        });
+        for packed in [false, true].repeat(20) {
+            let mut rig = Rig::new(&pool, memory(), packed);
+            rig.send(1, Some(1), 1);
+            assert_eq!(rig.wait(), (1, 0));
+            assert!(rig.path.invalidate(Iova(0), Iova(u64::MAX), LONG));
+            rig.send(2, None, 1);
+            assert_eq!(rig.wait(), (2, 0));
+            assert!(rig.path.stop_queue(0, LONG).unwrap().is_some());
+            assert!(rig.path.reset(LONG));
+        }
+        is_over.store(true, SeqCst);
+        assert!(sent.join().unwrap() > 0);
+    });
+}
