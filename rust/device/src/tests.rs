@@ -45,7 +45,7 @@ fn layout(packed: bool) -> Layout {
 /// A guest with one queue on a device.
 struct Rig {
     guest: Arc<Guest>,
-    path: DataPath,
+    path: Arc<DataPath>,
     driver: DriverQueue,
     packed: bool,
     kick: OwnedFd,
@@ -99,7 +99,7 @@ impl Rig {
             irq_sink: guest.clone(),
         };
         Rig {
-            path: path(hookup),
+            path: Arc::new(path(hookup)),
             driver: fresh_driver(&guest, packed),
             guest,
             packed,

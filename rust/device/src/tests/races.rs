@@ -96,3 +96,24 @@ fn a_start_that_a_reset_or_close_overtakes_does_not_run() {
         assert!(!path.queue_running(0));
     }
 }
+
+#[test]
+fn no_kick_is_lost_while_mappings_come_and_go() {
+    let pool = TestPool::new(1);
+    for packed in [false, true] {
+        let mut rig = Rig::new(&pool, memory(), packed);
+        let (path, is_over) = (rig.path.clone(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Relaxed) {
+                    assert!(path.invalidate(Iova(0), Iova(u64::MAX), LONG));
+                }
+            });
+            for round in 0..5000 {
+                rig.send(round % 4, Some(1), 1);
+                assert_eq!(rig.wait(), (round % 4, 0));
+            }
+            is_over.store(true, Relaxed);
+        });
+    }
+}
