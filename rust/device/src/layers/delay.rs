@@ -95,9 +95,9 @@ impl Engine for DelayEngine {
     }
 
     fn cancel(&mut self, token: Token) {
-        let cancelled = &mut self.cancelled;
-        self.waiting
-            .retain(|waiting| cancelled.keeps(&waiting.held, token));
+        if !self.waiting.is_empty() {
+            self.cancelled.add(token);
+        }
         self.below.cancel(token);
     }
 
@@ -115,7 +115,11 @@ impl Engine for DelayEngine {
 
     fn expire(&mut self, now: Instant, ended: &mut Vec<Completion>) {
         self.below.expire(now, ended);
-        self.cancelled.take(ended);
+        if !self.cancelled.is_empty() {
+            self.waiting
+                .retain(|waiting| self.cancelled.keeps(&waiting.held, ended));
+            self.cancelled.clear();
+        }
         while self.waiting.peek().is_some_and(|first| first.due <= now)
             && let Some(first) = self.waiting.pop()
         {

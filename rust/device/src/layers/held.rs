@@ -2,6 +2,7 @@
 
 use crate::backend::{Completion, Engine, Op, Submitted, Token};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::time::Instant;
 
 /// An operation that waits.
@@ -19,22 +20,19 @@ impl Held {
     }
 }
 
-/// Operations that were cancelled while they waited, until [`Engine::expire`] takes them.
+/// Requests that were cancelled while operations wait, until [`Engine::expire`] ends those: all
+/// in one pass, as a reset cancels a whole virtqueue's.
 #[derive(Default)]
 pub(super) struct Cancelled {
-    ended: Vec<Completion>,
+    tokens: HashSet<Token>,
     since: Option<Instant>,
 }
 
 impl Cancelled {
-    /// Whether a held operation stays when `token` is cancelled; if not, it has ended.
-    pub(super) fn keeps(&mut self, held: &Held, token: Token) -> bool {
-        if held.token != token {
-            return true;
-        }
+    /// Operations under `token` will not run.
+    pub(super) fn add(&mut self, token: Token) {
         self.since.get_or_insert_with(Instant::now);
-        self.ended.push(end(token, Err(Errno::CANCELED)));
-        false
+        self.tokens.insert(token);
     }
 
     /// Now, if there is any.
@@ -42,9 +40,22 @@ impl Cancelled {
         self.since
     }
 
-    pub(super) fn take(&mut self, ended: &mut Vec<Completion>) {
-        self.since = None;
-        ended.append(&mut self.ended);
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Whether a held operation stays; if not, its end goes into `ended`.
+    pub(super) fn keeps(&self, held: &Held, ended: &mut Vec<Completion>) -> bool {
+        let stays = !self.tokens.contains(&held.token);
+        if !stays {
+            ended.push(end(held.token, Err(Errno::CANCELED)));
+        }
+        stays
+    }
+
+    /// All have been looked for.
+    pub(super) fn clear(&mut self) {
+        *self = Cancelled::default();
     }
 }
 

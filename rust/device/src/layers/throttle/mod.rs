@@ -107,15 +107,15 @@ impl Engine for ThrottleEngine {
     }
 
     fn cancel(&mut self, token: Token) {
-        let was_first = self
-            .waiting
-            .front()
-            .is_some_and(|first| first.token == token);
-        if was_first && let Some(reservation) = self.first.take() {
+        let first = self.waiting.front();
+        if first.is_some_and(|first| first.token == token)
+            && let Some(reservation) = self.first.take()
+        {
             self.throttle.give_back(self.member, &reservation);
         }
-        let cancelled = &mut self.cancelled;
-        self.waiting.retain(|held| cancelled.keeps(held, token));
+        if !self.waiting.is_empty() {
+            self.cancelled.add(token);
+        }
         self.below.cancel(token);
     }
 
@@ -135,7 +135,11 @@ impl Engine for ThrottleEngine {
 
     fn expire(&mut self, now: Instant, ended: &mut Vec<Completion>) {
         self.below.expire(now, ended);
-        self.cancelled.take(ended);
+        if !self.cancelled.is_empty() {
+            self.waiting
+                .retain(|held| self.cancelled.keeps(held, ended));
+            self.cancelled.clear();
+        }
         while let Some(reservation) = self.reserve_first(now)
             && reservation.due <= now
             && let Some(first) = self.waiting.pop_front()
