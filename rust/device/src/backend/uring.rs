@@ -11,7 +11,7 @@ use crate::slab::Slab;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -49,8 +49,8 @@ pub struct Uring {
     waiting: VecDeque<u32>,
     /// In the ring or the kernel, cancellations too.
     in_kernel: usize,
-    /// Cancelled before the kernel saw them.
-    cancelled: Vec<Completion>,
+    /// Whose operations the next turn ends early.
+    cancelling: HashSet<Token>,
 }
 
 impl Uring {
@@ -76,7 +76,7 @@ impl Uring {
             pending: Slab::new(),
             waiting: VecDeque::new(),
             in_kernel: 0,
-            cancelled: Vec::new(),
+            cancelling: HashSet::new(),
         })
     }
 
@@ -97,41 +97,51 @@ impl Uring {
         self.waiting.push_back(key);
     }
 
+    /// The operations under `token` end early, from the next turn on: those of a whole virtqueue
+    /// are looked for in one pass.
     pub(super) fn cancel(&mut self, token: Token) {
-        let these: Vec<(u32, bool)> = self
-            .pending
-            .iter_mut()
-            .filter(|(_, pending)| pending.token == token)
+        self.cancelling.insert(token);
+    }
+
+    /// Ends what was cancelled and has not reached the kernel; asks the kernel to end the rest.
+    fn end_cancelled(&mut self, out: &mut Vec<Completion>) {
+        if self.cancelling.is_empty() {
+            return;
+        }
+        let tokens = std::mem::take(&mut self.cancelling);
+        let pending = self.pending.iter_mut();
+        let these = pending.filter(|(_, pending)| tokens.contains(&pending.token));
+        let these: Vec<(u32, bool)> = these
             .map(|(key, pending)| {
                 pending.is_cancelled = true;
                 (key, pending.in_kernel)
             })
             .collect();
         for (key, in_kernel) in these {
-            if !in_kernel {
-                self.pending.remove(key);
-                self.waiting.retain(|&waiting| waiting != key);
-                self.cancelled.push(Completion {
-                    token,
+            if in_kernel {
+                let entry = opcode::AsyncCancel::new(u64::from(key))
+                    .build()
+                    .user_data(CANCELLATION);
+                // Where there is no room the operation runs to its own end.
+                if self.push(&entry) {
+                    self.in_kernel += 1;
+                }
+            } else if let Some(pending) = self.pending.remove(key) {
+                out.push(Completion {
+                    token: pending.token,
                     result: Err(Errno::CANCELED),
                     data: None,
                 });
-                continue;
-            }
-            let entry = opcode::AsyncCancel::new(u64::from(key))
-                .build()
-                .user_data(CANCELLATION);
-            // Where there is no room the operation runs to its own end.
-            if self.push(&entry) {
-                self.in_kernel += 1;
             }
         }
+        let pending = &mut self.pending;
+        self.waiting.retain(|&key| pending.get_mut(key).is_some());
     }
 
     /// Whether [`Uring::turn`] would find something to hand over or to collect. Reads memory
     /// only.
     pub(crate) fn has_news(&mut self) -> bool {
-        if !self.waiting.is_empty() || !self.cancelled.is_empty() {
+        if !self.waiting.is_empty() || !self.cancelling.is_empty() {
             return true;
         }
         let submission = self.ring.submission();
@@ -143,7 +153,7 @@ impl Uring {
     /// Hands everything collected to the kernel, runs its deferred work and collects what has
     /// ended, without waiting. True if the kernel took not everything: try again soon.
     pub(crate) fn turn(&mut self, out: &mut Vec<Completion>) -> bool {
-        out.append(&mut self.cancelled);
+        self.end_cancelled(out);
         loop {
             self.fill();
             if self.in_kernel == 0 {
