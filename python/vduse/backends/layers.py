@@ -165,6 +165,6 @@ def throttle(backend: AnyBackend, throttle: Throttle) -> _native.Backend:
 def overlay(backend: AnyBackend) -> _native.Backend:
     """Copy on write: changes are kept in memory, by sectors of 512 bytes, and are gone when it is
     closed; ``backend`` is read and never written. ``overlay_allocated`` of the result says how
-    many bytes they take: whole pages of 4 KiB, none for zeroes. Discarded sectors read as zeroes;
+    many bytes they take: whole pages of 4 KiB, none where zeroed. Discarded sectors read as zeroes;
     a flush has nothing to do."""
     return _native.layer_overlay(_native_of(backend))

@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-/// Events kept until they are fetched; a backend that flaps loses its oldest ones.
+/// Events kept until they are fetched; a backend that flaps loses its oldest ones, but not the
+/// device's end.
 const MOST_EVENTS: usize = 64;
 
 /// What happened.
@@ -52,7 +53,9 @@ impl Events {
     pub(crate) fn push(&self, event: Event) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         if list.len() == MOST_EVENTS {
-            list.pop_front();
+            let is_end = |event: &Event| matches!(event, Event::Broken { .. });
+            let oldest = list.iter().position(|event| !is_end(event));
+            list.remove(oldest.unwrap_or(0));
         }
         list.push_back(event);
         // A full counter is readable already.
@@ -65,5 +68,26 @@ impl Events {
         // Under the lock, so that no event is left without a readable fd.
         let _ = rustix::io::read(&self.fd, &mut [0; 8]);
         list.drain(..).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_that_flaps_hides_no_broken_device() {
+        let events = Events::new().unwrap();
+        let broken = Event::Broken {
+            queue: 0,
+            message: "why".into(),
+        };
+        events.push(broken.clone());
+        for size in 0..1000 {
+            events.push(Event::Resized { size });
+        }
+        let kept = events.take();
+        assert_eq!((kept.len(), &kept[0]), (MOST_EVENTS, &broken));
+        assert_eq!(kept[MOST_EVENTS - 1], Event::Resized { size: 999 });
     }
 }

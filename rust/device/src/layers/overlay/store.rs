@@ -1,5 +1,5 @@
-//! What an overlay holds: sectors by their place, in pages that exist once they hold something
-//! else than zeroes.
+//! What an overlay holds: sectors by their place, in pages that exist once something was written
+//! there, until they are discarded or zeroed whole.
 //!
 //! Lock: a part of the disk at a time, so a sector is read as it was or as it is, never half.
 
