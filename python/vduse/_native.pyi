@@ -408,7 +408,8 @@ class Throttle:
     mean."""
 
     def __new__(cls, limits: dict[str, float]) -> Self:
-        """ValueError: an unknown limit, not above 0, a ``_max`` below its rate or without one."""
+        """ValueError: an unknown limit, not above 0, a ``_max`` below its rate or without one,
+        ``iops_size`` below 1."""
     def set_limits(self, limits: dict[str, float]) -> None:
         """Other limits from now on, also for what waits. ValueError."""
 

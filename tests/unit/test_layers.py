@@ -204,6 +204,11 @@ def test_a_reset_cancels_what_waits(detain: dict[str, float] | None) -> None:
         disk.driver.submit([("read", 0, bytearray(512)) for _ in range(16)])
 
 
+def test_iops_size_is_at_least_a_byte() -> None:
+    with pytest.raises(ValueError, match="iops_size: 0.5 is less than a byte"):
+        _native.Throttle({"iops_total": 1.0, "iops_size": 0.5})
+
+
 def test_a_stop_waits_for_what_a_throttle_holds() -> None:
     limiter = Throttle(Limits(iops_total=100, iops_total_max=100))
     backend = layers.throttle(open_memory(SIZE), limiter)

@@ -139,7 +139,8 @@ class Throttle:
     virtqueues take turns."""
 
     def __init__(self, limits: Limits) -> None:
-        """ValueError: a limit is not above 0, a ``_max`` is below its rate or has none."""
+        """ValueError: a limit is not above 0, a ``_max`` is below its rate or has none,
+        ``iops_size`` is below 1."""
         self.native = _native.Throttle(limits.given())
         self._limits = limits
 
