@@ -524,8 +524,6 @@ class IoRequest:
     def complete(self, error: int = 0) -> None:
         """Ends it, with success or an errno. ValueError: it is completed already, or ``error`` is
         neither 0 nor an errno."""
-    if sys.version_info >= (3, 12):
-        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @disjoint_base
 class DataPath:

@@ -205,3 +205,16 @@ def test_ram_disk_is_a_bytearray(steps: list[tuple[str, tuple[int, int], bytes]]
                 stack.disk.write_zeroes(offset, length)
                 model[offset : offset + length] = bytes(length)
         assert stack.disk.pread(len(model), 0) == model
+
+
+@pytest.mark.parametrize("kind", [T_IN, T_OUT])
+def test_request_without_bytes_has_an_empty_buffer_or_is_refused(kind: int) -> None:
+    disk = Ram()
+    with raw(disk) as (_, driver):
+        scattered(driver, kind, [])
+        driver.wait_used(1)
+        assert driver.memory.read(STATUS, 1) != b"\xff"
+        scattered(driver, kind, [(0, 512)])
+        driver.wait_used(1)
+        assert driver.memory.read(STATUS, 1) == bytes([S_OK])
+        assert disk.stats()["exceptions"] == 0

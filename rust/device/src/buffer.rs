@@ -60,6 +60,25 @@ impl Buffer {
         }
     }
 
+    /// Another owner of the same memory, its pieces as one; `None` where they do not follow each
+    /// other in memory.
+    pub fn whole(&self) -> Option<Buffer> {
+        let mut pieces = self.pieces.iter();
+        let mut whole: Pieces = pieces.next().copied().into_iter().collect();
+        for piece in pieces {
+            let first = &mut whole[0];
+            if first.ptr.addr().get().checked_add(first.len)? != piece.ptr.addr().get() {
+                return None;
+            }
+            first.len += piece.len;
+        }
+        Some(Buffer {
+            pieces: whole,
+            len: self.len,
+            pin: self.pin.clone(),
+        })
+    }
+
     /// The `len` bytes at `offset`, or what there is of them, as another owner.
     pub(crate) fn part(&self, offset: u64, len: u64) -> Buffer {
         let (mut skip, mut left) = (offset as usize, len as usize);

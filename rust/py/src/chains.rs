@@ -3,7 +3,7 @@
 use crate::channel::CallSocket;
 use crate::datapath::{DataPath, hookup};
 use crate::device::Pool;
-use crate::exporter::{Shared, Views};
+use crate::exporter::Views;
 use crate::fork::PerRequest;
 use crate::{error, gate, report};
 use pyo3::buffer::PyBuffer;
@@ -47,7 +47,6 @@ impl Chain {
         if let Some(views) = known.get() {
             return Ok(views.clone_ref(py));
         }
-        let memory: Arc<dyn Shared> = memory;
         let views = Views::new(py, &memory, access == Access::Write)?;
         drop(memory);
         let list = views.get(py);

@@ -1,10 +1,11 @@
 //! A batch of operations in Python's hands: who holds which, and how each ends.
 //!
 //! An operation is *open* until it is completed, once. Its memory stays mapped as long as a view
-//! on it is exported, and where the batch's records were handed out, as long as the batch lives.
+//! on it is exported (a [`Lease`]), and where the batch's records were handed out, as long as the batch lives.
 
 use super::exporter::Records;
 use super::handler::Shared;
+use crate::exporter::Scratch;
 use pyo3::prelude::*;
 use pyo3::types::PyWeakrefReference;
 use rustix::io::Errno;
@@ -56,7 +57,7 @@ pub(super) struct Slot {
     status: Status,
     buffer: Option<Buffer>,
     /// One piece in place of many.
-    copy: Option<Vec<u8>>,
+    copy: Option<Arc<Scratch>>,
     /// Views.
     exports: u32,
     /// Request objects.
@@ -101,44 +102,69 @@ impl Slot {
 
     /// All of its memory as one piece, through a copy where it is not; `None` for operations
     /// without data.
-    fn piece(&mut self, kind: Kind) -> Option<Piece> {
+    fn whole(&mut self, kind: Kind) -> Option<Whole> {
         let buffer = self.buffer.as_ref()?;
         if self.copy.is_none() {
-            if let Some(piece) = contiguous(buffer.pieces()) {
-                return Some(piece);
+            if let Some(whole) = buffer.whole() {
+                return Some(Whole::Drivers(whole));
             }
-            self.copy = Some(match kind {
+            self.copy = Some(Arc::new(Scratch::new(match kind {
                 Kind::Write => buffer.to_vec(),
                 _ => vec![0; buffer.len() as usize],
-            });
+            })));
         }
-        let copy = self.copy.as_mut()?;
-        Some(Piece {
-            ptr: NonNull::from(copy.as_mut_slice()).cast(),
-            len: copy.len(),
+        self.copy.clone().map(Whole::Copy)
+    }
+
+    /// Open, and no object is left that could complete it.
+    fn is_unheld(&self) -> bool {
+        self.status == Status::Open && self.holders == 0 && self.exports == 0
+    }
+}
+
+/// An operation's memory, in one piece.
+enum Whole {
+    /// The driver's own.
+    Drivers(Buffer),
+    /// Copied to the driver's at the end of a read.
+    Copy(Arc<Scratch>),
+}
+
+impl Whole {
+    fn piece(&self) -> Option<Piece> {
+        match self {
+            Whole::Drivers(buffer) => buffer.pieces().first().copied(),
+            Whole::Copy(copy) => Some(copy.piece()),
+        }
+    }
+}
+
+/// An operation's memory in Python's hands, and its claim on the operation: as long as it lives,
+/// the memory is mapped, the open operation stays open, and a reset waits.
+pub struct Lease {
+    batch: Arc<Batch>,
+    index: usize,
+    /// `None` only while dropping.
+    whole: Option<Whole>,
+}
+
+impl Lease {
+    /// The memory, valid while this lives; empty where the driver gave none.
+    pub fn piece(&self) -> Piece {
+        let piece = self.whole.as_ref().and_then(Whole::piece);
+        piece.unwrap_or(Piece {
+            ptr: NonNull::dangling(),
+            len: 0,
         })
     }
 }
 
-/// The pieces as one, where they follow each other in memory.
-fn contiguous(pieces: &[Piece]) -> Option<Piece> {
-    let Some((&first, rest)) = pieces.split_first() else {
-        return Some(Piece {
-            ptr: NonNull::dangling(),
-            len: 0,
-        });
-    };
-    let mut len = first.len;
-    for piece in rest {
-        if first.ptr.addr().get().checked_add(len)? != piece.ptr.addr().get() {
-            return None;
-        }
-        len += piece.len;
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // First the mapping: a reset may be waiting for what comes then.
+        drop(self.whole.take());
+        self.batch.unexport(self.index);
     }
-    Some(Piece {
-        ptr: first.ptr,
-        len,
-    })
 }
 
 /// Where completions go.
@@ -313,7 +339,7 @@ impl Batch {
             && self.facts[index].kind == Kind::Read
             && let (Some(copy), Some(buffer)) = (&slot.copy, &slot.buffer)
         {
-            buffer.write(copy);
+            copy.copy_to(buffer);
         }
         slot.status = if cancelled {
             Status::Cancelled
@@ -322,7 +348,8 @@ impl Batch {
         };
         if slot.exports > 0 {
             state.stale += 1;
-        } else if self.records.get().is_none() {
+        }
+        if self.records.get().is_none() {
             slot.buffer = None;
         }
         state.open -= 1;
@@ -393,7 +420,7 @@ impl Batch {
         let unheld = {
             let slot = &mut self.lock().slots[index];
             slot.holders -= 1;
-            slot.holders == 0 && slot.status == Status::Open
+            slot.is_unheld()
         };
         if unheld {
             self.drop_unheld(index..index + 1);
@@ -420,8 +447,7 @@ impl Batch {
             let before = state.open;
             if state.holders == 0 && !state.is_deferred {
                 for index in indices {
-                    let slot = &state.slots[index];
-                    if slot.status == Status::Open && slot.holders == 0 {
+                    if state.slots[index].is_unheld() {
                         self.end(state, index, Err(Errno::IO));
                     }
                 }
@@ -435,40 +461,37 @@ impl Batch {
 
     // --- their memory -----------------------------------------------------------------------
 
-    /// Exports the memory of an open read or write; false for its `bool`: Python may write.
-    /// To be given back by [`Batch::unexport`].
-    pub(super) fn export(&self, index: usize) -> Result<(Piece, bool), &'static str> {
+    /// Exports the memory of an open read or write.
+    pub(super) fn export(self: &Arc<Self>, index: usize) -> Result<Lease, &'static str> {
         let kind = self.facts[index].kind;
         let mut state = self.lock();
         let slot = &mut state.slots[index];
         if slot.status != Status::Open {
             return Err("the request is over");
         }
-        let piece = slot.piece(kind).ok_or("the request has no data")?;
+        let whole = slot.whole(kind).ok_or("the request has no data")?;
         slot.exports += 1;
-        Ok((piece, kind == Kind::Write))
+        Ok(Lease {
+            batch: self.clone(),
+            index,
+            whole: Some(whole),
+        })
     }
 
-    /// A view is gone.
-    pub(super) fn unexport(&self, index: usize) {
-        self.change(|state| {
+    /// A lease is gone.
+    fn unexport(&self, index: usize) {
+        let unheld = self.change(|state| {
             let slot = &mut state.slots[index];
             slot.exports -= 1;
-            if slot.exports > 0 {
-                return;
+            let is_cancelling = slot.exports == 0 && slot.status == Status::Cancelling;
+            if is_cancelling && self.records.get().is_none() {
+                self.end(state, index, Err(Errno::CANCELED));
             }
-            match slot.status {
-                Status::Open => {}
-                Status::Cancelling if self.records.get().is_none() => {
-                    self.end(state, index, Err(Errno::CANCELED));
-                }
-                Status::Cancelling => {}
-                Status::Cancelled | Status::Done if self.records.get().is_none() => {
-                    slot.buffer = None;
-                }
-                Status::Cancelled | Status::Done => {}
-            }
+            state.slots[index].is_unheld()
         });
+        if unheld {
+            self.drop_unheld(index..index + 1);
+        }
     }
 
     /// Whether any view was ever given.
@@ -512,7 +535,8 @@ impl Batch {
             Records::new(self.facts.iter().enumerate().map(|(index, facts)| {
                 let slot = &mut state.slots[index];
                 let is_open = slot.status == Status::Open;
-                let piece = slot.piece(facts.kind).filter(|_| is_open);
+                let whole = slot.whole(facts.kind).filter(|_| is_open);
+                let piece = whole.and_then(|whole| whole.piece());
                 (registry.token(self.number, index), *facts, piece)
             }))
         })

@@ -1,12 +1,11 @@
-//! What Python sees of a batch: its requests, their memory and its records, as buffers.
-//!
-//! A view on a request's memory is exported by the request object, which holds the batch, which
-//! holds the mapping until the last view is gone. The batch object exports the records.
+//! What Python sees of a batch: its requests, and its records as a buffer, which the batch object
+//! exports. The requests' memory is exported as that of chains is: crate::exporter.
 
 use super::batch::{Batch, Facts, Kind, NotOpen};
 use super::handler::errno;
+use crate::exporter::{self, Owner};
 use crate::fork::PerRequest;
-use pyo3::exceptions::{PyBufferError, PyIndexError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -293,16 +292,6 @@ impl IoRequest {
             Kind::WriteZeroes => "write_zeroes",
         }
     }
-
-    /// A view on an operation's memory that nobody else knows.
-    pub(super) fn view<'py>(
-        py: Python<'py>,
-        batch: &Arc<Batch>,
-        index: usize,
-    ) -> PyResult<Bound<'py, PyMemoryView>> {
-        let request = Bound::new(py, IoRequest::new(batch.clone(), index))?;
-        PyMemoryView::from(request.as_any())
-    }
 }
 
 #[pymethods]
@@ -356,13 +345,7 @@ impl IoRequest {
             return Ok(view.cast_into()?);
         }
         // There is none, or its user has released it.
-        let view = PyMemoryView::from(slf.as_any()).map_err(|error| {
-            if error.is_instance_of::<PyBufferError>(py) {
-                PyValueError::new_err(error.value(py).to_string())
-            } else {
-                error
-            }
-        })?;
+        let view = view(py, batch, this.index)?;
         batch.know_view(this.index, PyWeakrefReference::new(view.as_any())?.unbind());
         Ok(view)
     }
@@ -374,49 +357,6 @@ impl IoRequest {
         release_view(py, batch, self.index);
         batch.complete(self.index, result).map_err(not_open)
     }
-
-    /// The request's memory.
-    ///
-    /// # Safety
-    /// As the buffer protocol has it: `view` is a structure to fill in.
-    unsafe fn __getbuffer__(
-        slf: PyRef<'_, Self>,
-        view: *mut ffi::Py_buffer,
-        flags: c_int,
-    ) -> PyResult<()> {
-        // SAFETY: the caller's `view`; without an object it is none that has to be released.
-        unsafe { (*view).obj = null_mut() };
-        let batch = slf.batch()?;
-        let (piece, is_read_only) = batch.export(slf.index).map_err(PyBufferError::new_err)?;
-        // SAFETY: the caller's `view`. The piece stays mapped until `__releasebuffer__`, and is
-        // writable where it is the target of a read. Python's bytes may change at any time, as
-        // they may in any shared memory.
-        let filled = unsafe {
-            ffi::PyBuffer_FillInfo(
-                view,
-                slf.as_ptr(),
-                piece.ptr.as_ptr().cast(),
-                piece.len as ffi::Py_ssize_t,
-                c_int::from(is_read_only),
-                flags,
-            )
-        };
-        if filled != 0 {
-            batch.unexport(slf.index);
-            return Err(PyErr::fetch(slf.py()));
-        }
-        Ok(())
-    }
-
-    /// A view is gone.
-    ///
-    /// # Safety
-    /// None is asked for: `view` is not looked at.
-    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
-        if let Ok(batch) = self.batch() {
-            batch.unexport(self.index);
-        }
-    }
 }
 
 impl Drop for IoRequest {
@@ -425,6 +365,17 @@ impl Drop for IoRequest {
             batch.let_go_of_one(self.index);
         }
     }
+}
+
+/// A view on an operation's memory; its user knows none before.
+pub(super) fn view<'py>(
+    py: Python<'py>,
+    batch: &Arc<Batch>,
+    index: usize,
+) -> PyResult<Bound<'py, PyMemoryView>> {
+    let lease = batch.export(index).map_err(PyValueError::new_err)?;
+    let writable = batch.facts[index].kind == Kind::Read;
+    exporter::view(py, Owner::Request(lease), writable)
 }
 
 /// Whether somebody else holds the object too.

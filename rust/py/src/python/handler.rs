@@ -1,7 +1,7 @@
 //! The Python side of a disk: what is called, how often at once, and what became of it.
 
 use super::batch::{Batch, Kind};
-use super::exporter::{IoBatch, IoRequest, is_shared};
+use super::exporter::{IoBatch, IoRequest, is_shared, view};
 use super::registry::Registry;
 use crate::gate::{self, Entered, Gate};
 use pyo3::exceptions::PyOSError;
@@ -133,17 +133,17 @@ impl Handler {
         let facts = batch.facts[index];
         match facts.kind {
             Kind::Read | Kind::Write => {
-                let view = IoRequest::view(py, batch, index)?;
+                let memory = view(py, batch, index)?;
                 let method = if facts.kind == Kind::Read {
                     read
                 } else {
                     write
                 };
-                let outcome = method.bind(py).call1((facts.offset, &view));
-                if is_shared(view.as_any()) {
+                let outcome = method.bind(py).call1((facts.offset, &memory));
+                if is_shared(memory.as_any()) {
                     // Kept by somebody: they find it released. BufferError: something stands on
                     // it, which the batch reports.
-                    let _ = view.call_method0(pyo3::intern!(py, "release"));
+                    let _ = memory.call_method0(pyo3::intern!(py, "release"));
                 }
                 outcome?;
             }

@@ -9,6 +9,8 @@ mod exporter;
 mod handler;
 mod registry;
 
+pub use batch::Lease;
+
 use pyo3::prelude::*;
 
 /// Adds the classes to the module.
