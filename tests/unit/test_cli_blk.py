@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vduse.bus.disk import Disk
 from vduse.control.statistics import Statistics, collect
 from vduse.daemon.blk import serve as module
+from vduse.daemon.blk import service as real_service
 from vduse.daemon.blk.facts import Serving
 from vduse.daemon.main import main
+from vduse.exports.nbd import NbdServer
 
 ARGV = ["blk", "null", "--size", "1M", "--nbd", "disk.sock"]
 
@@ -78,6 +83,29 @@ def test_broken_device_as_json(service: type[Breaking], capsys: pytest.CaptureFi
     assert begun["event"] == "serving"
     assert (ended["event"], ended["broken"]) == ("ended", True)
     assert ended["reason"] == "virtqueue 0: descriptor 9 of 4"
+
+
+def test_no_flush_waits_behind_requests_that_are_not_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    close, facts = NbdServer.close, real_service.Service.facts
+    flushed: list[Disk] = []
+
+    def unanswered(server: NbdServer, timeout: float) -> bool:
+        close(server, timeout)
+        return False
+
+    def stopped(service: real_service.Service) -> Serving:
+        signal.raise_signal(signal.SIGTERM)
+        return facts(service)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(NbdServer, "close", unanswered)
+    monkeypatch.setattr(real_service.Service, "facts", stopped)
+    monkeypatch.setattr(Disk, "flush", flushed.append)
+    assert main(ARGV) == 1
+    assert capsys.readouterr().err == "vduse: disk0: requests were not answered within 20 s\n"
+    assert flushed == []
 
 
 def test_reader_that_goes_away_ends_it_in_order(

@@ -57,6 +57,7 @@ class Service:
             exits.callback(self._leave_bus)
             self._disk = framework.disk(options.name)
             self._size = self._disk.size
+            self._answered = True
             #: Why the last look at the size found none.
             self._no_size = ""
             try:
@@ -121,17 +122,19 @@ class Service:
         done in order, None: it was."""
         # Who stands still answers nothing more.
         patience = CLOSE_TIMEOUT if self.broken() is None else 0.0
-        answered = self._server.close(patience)
+        self._answered = self._server.close(patience)
+        failure = None
         try:
             self._exits.close()
         except (OSError, DeviceError) as error:
-            return f"what was written may not be on stable storage: {error}"
-        if not answered:
+            failure = f"what was written may not be on stable storage: {error}"
+        if not self._answered:
             return f"requests were not answered within {patience:g} s"
-        return None
+        return failure
 
     def _flush(self) -> None:
-        if self.broken() is None:
+        # It would wait for ever behind requests that are not answered.
+        if self._answered and self.broken() is None:
             self._disk.flush()
 
     def _leave_bus(self) -> None:
