@@ -58,6 +58,24 @@ with stopper.installed(), stopper.held(twice_ends=True), stopper.held():
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"held\n")
 
 
+def test_the_same_signal_twice_at_once_is_one() -> None:
+    program = """
+import signal
+from vduse.daemon.errors import Stopped
+from vduse.daemon.signals import Stopper
+
+stopper = Stopper()
+try:
+    with stopper.installed(), stopper.held(twice_ends=True):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # as timeout(1) does
+except Stopped:
+    print("in order")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"in order\n")
+
+
 def test_held_signal_does_not_hide_an_error() -> None:
     stopper = Stopper()
     with stopper.installed(), pytest.raises(OSError), stopper.held():

@@ -201,6 +201,9 @@ def test_file_backend_by_path(tmp_path: Path, prefix: str) -> None:
         ("odd.img", None, False, "odd.img has 1000 bytes: .*multiple of 512"),
         ("empty.img", None, False, "empty.img has 0 bytes: .*truncate"),
         ("whole.img", 4096, False, "a file has its own size"),
+        ("missing.img", 4096, False, "missing.img: no such file; create it: truncate -s 4096"),
+        ("memroy", 4096, False, "memroy: no such file, did you mean 'memory'"),
+        ("memory,size=1G", None, False, "memory takes no keys and needs a size"),
         (".", None, False, r"\.: is a directory"),
     ],
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -13,6 +14,7 @@ from vduse.backends.layer_spec import parse_layer
 from vduse.backends.memory import open_memory
 from vduse.backends.null import open_null
 from vduse.backends.python_spec import open_python
+from vduse.control.spelling import did_you_mean
 
 _SECTOR = 512
 _LARGEST = (1 << 63) - _SECTOR
@@ -71,6 +73,12 @@ def _open_base(spec: str, *, size: int | None, read_only: bool, direct: bool) ->
     path = spec.removeprefix("file:")
     if not path:
         raise BackendError("file: needs a path, as in file:disk.img")
-    if size is not None:
+    name = spec.partition(",")[0]
+    if not os.path.exists(path) and name != spec and name in _SIZED:
+        raise BackendError(f"{spec}: {name} takes no keys and needs a size")
+    if size is not None and os.path.exists(path):
         raise BackendError(f"{path}: a file has its own size; change it: truncate -s {size} {path}")
+    if size is not None:
+        hint = did_you_mean(spec, _SIZED) or f"; create it: truncate -s {size} {path}"
+        raise BackendError(f"{path}: no such file{hint}")
     return open_file(path, read_only=read_only, direct=direct)

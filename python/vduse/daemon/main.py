@@ -59,7 +59,9 @@ def _run(arguments: Sequence[str]) -> int:
     invocation = cli.parse(TABLE, arguments)
     logs.setup(invocation.verbosity)
     stopper = Stopper()
-    context = Context(Console(highlight=False), Console(stderr=True, highlight=False), stopper)
+    # What is printed has names of the user's in it: nothing of them is a colour or an emoji.
+    out, err = (Console(stderr=to, highlight=False, emoji=False) for to in (False, True))
+    context = Context(out, err, stopper)
     command = invocation.command
     with stopper.installed():
         latest = command.run(invocation.options, context)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
 
 from vduse.daemon.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Seconds in which a signal that comes again is the same one: timeout(1) sends it to the process
+#: and to its group.
+_AGAIN = 0.1
 
 
 class Stopper:
@@ -26,6 +30,8 @@ class Stopper:
     def __init__(self) -> None:
         self._holds = 0
         self._pending: int | None = None
+        #: When it came.
+        self._first = 0.0
         self._raised = False
         self._twice_ends = False
 
@@ -66,6 +72,9 @@ class Stopper:
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if self._pending is None:
             self._pending = signum
+            self._first = monotonic()
+        elif signum == self._pending and monotonic() - self._first < _AGAIN:
+            pass
         elif self._holds and self._twice_ends:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)

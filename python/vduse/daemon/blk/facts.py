@@ -98,7 +98,8 @@ def _show_serving(facts: Serving, out: Console) -> None:
         _print(out, f"  # {what}")
         _print(out, f"  {line}")
     _print(out, "")
-    _print(out, f"Ctrl-C or kill {facts.pid} ends it in order; kill -USR1 {facts.pid} counts.")
+    pid = facts.pid
+    _print(out, f"Ctrl-C or kill {pid} ends it in order; kill -USR1 {pid} prints statistics.")
 
 
 def _uses(facts: Serving) -> Iterator[tuple[str, str]]:
