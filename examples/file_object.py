@@ -36,7 +36,7 @@ if __name__ == "__main__":
     with tempfile.NamedTemporaryFile() as image:
         image.truncate(1 << 20)
         disk = FileObject(sys.argv[1] if len(sys.argv) > 1 else f"file://{image.name}")
-        with blk_stack(backend=disk.native) as stack:
+        with blk_stack(backend=disk) as stack:
             stack.disk.pwrite(b"kept".ljust(512), 512)
             stack.disk.flush()
         disk.close()

@@ -27,6 +27,6 @@ class MadeUp(PythonBackend):
 
 if __name__ == "__main__":
     disk = MadeUp()
-    with blk_stack(backend=disk.native) as stack:
+    with blk_stack(backend=disk) as stack:
         print(struct.unpack("<2Q", stack.disk.pread(512, 1 << 39)[:16]))
     disk.close()

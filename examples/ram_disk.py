@@ -18,7 +18,7 @@ class RamDisk(PythonBackend):
 
 if __name__ == "__main__":
     ram = RamDisk(64 << 20)
-    with blk_stack(backend=ram.native) as stack:
+    with blk_stack(backend=ram) as stack:
         stack.disk.pwrite(b"hello".ljust(512), 4096)
         print(stack.disk.pread(512, 4096).decode().rstrip())
     ram.close()

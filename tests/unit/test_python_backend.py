@@ -64,7 +64,7 @@ class Batches(PythonBackend):
 def on(backend: PythonBackend, **options: object) -> Iterator[BlkStack]:
     """A stack on ``backend``, which is closed with it."""
     try:
-        with blk_stack(backend=backend.native, **options) as stack:  # type: ignore[arg-type]
+        with blk_stack(backend=backend, **options) as stack:  # type: ignore[arg-type]
             yield stack
     finally:
         backend.close()
@@ -203,12 +203,16 @@ def test_exceptions_of_one_batch_are_two_lines_and_the_others_go_on(
 
 
 def test_missing_method_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    class Empty(PythonBackend):
+    class Half(PythonBackend):
         size = SIZE
 
-    with on(Empty()) as stack:
-        assert failure(lambda: stack.disk.pread(512, 0)) == errno.EIO
-    assert "Empty has no method read" in caplog.text
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            pass
+
+    with on(Half()) as stack:
+        assert failure(lambda: stack.disk.pwrite(bytes(512), 0)) == errno.EIO
+    assert "Half has no method write" in caplog.text
 
 
 # --- attributes --------------------------------------------------------------------------------
@@ -235,6 +239,39 @@ def test_attribute_out_of_range_is_refused(name: str, value: object) -> None:
     setattr(ram, name, value)
     with pytest.raises((ValueError, OSError, TypeError)):
         _ = ram.native
+
+
+def test_disk_that_cannot_be_read_is_refused() -> None:
+    class Nothing(PythonBackend):
+        size = SIZE
+
+    with pytest.raises(TypeError, match="Nothing has neither a method read nor a method submit"):
+        _ = Nothing().native
+
+
+def test_submit_that_is_a_coroutine_is_refused() -> None:
+    class Coroutine(PythonBackend):
+        size = SIZE
+
+        async def submit(self, batch: IoBatch) -> None:  # type: ignore[override]
+            batch.complete()
+
+    with pytest.raises(TypeError, match="cannot be async def"):
+        _ = Coroutine().native
+
+
+@pytest.mark.parametrize("result", [b"x" * 512, 512], ids=["bytes", "int"])
+def test_result_of_a_method_fails_its_request(
+    result: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Returns(Ram):
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            return result  # type: ignore[return-value]
+
+    with on(Returns()) as stack:
+        assert failure(lambda: stack.disk.pread(512, 0)) == errno.EIO
+    assert f"returned {type(result).__name__}, not None" in caplog.text
 
 
 def test_resize_reaches_the_driver() -> None:

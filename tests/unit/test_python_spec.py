@@ -15,41 +15,45 @@ from vduse.backends.python import PythonBackend
 
 SEEN = []
 
-class Disk(PythonBackend):
+class Blank(PythonBackend):
+    def read(self, offset, buffer):
+        buffer[:] = bytes(len(buffer))
+
+class Disk(Blank):
     def __init__(self, size, name: str = "", fast=False, count=0):
         SEEN.append((size, name, fast, count))
         self.size = size
         self.read_only = False
 
-class Fixed(PythonBackend):
+class Fixed(Blank):
     size = 4096
 
-class ReadOnly(PythonBackend):
+class ReadOnly(Blank):
     size = 4096
     def __init__(self, read_only=False):
         self.read_only = read_only
 
-class Wrong(PythonBackend):
+class Wrong(Blank):
     size = 100
 
-class Raising(PythonBackend):
+class Raising(Blank):
     def __init__(self):
         raise KeyError("what")
 
-class Sized(PythonBackend):
+class Sized(Blank):
     def __init__(self, size, block_size=512):
         self.size = size
         self.block_size = block_size
 
-class Leaving(PythonBackend):
+class Leaving(Blank):
     def __init__(self):
         raise SystemExit(7)
 
-class TwoLines(PythonBackend):
+class TwoLines(Blank):
     def __init__(self):
         raise ValueError("one\\n  two")
 
-class Unsaid(PythonBackend):
+class Unsaid(Blank):
     @property
     def size(self):
         raise LookupError("where")
@@ -117,7 +121,7 @@ MISTAKES = [
     (
         "python:spec_disks:No",
         "no No in module spec_disks; there is "
-        "Disk, Fixed, Leaving, Raising, ReadOnly, Sized, TwoLines, Unsaid, Wrong",
+        "Blank, Disk, Fixed, Leaving, Raising, ReadOnly, Sized, TwoLines, Unsaid, Wrong",
     ),
     (
         "python:spec_disks:Other",
@@ -132,7 +136,7 @@ MISTAKES = [
     ("python:spec_disks:Disk,size=1,size=2", "size is given twice"),
     (
         "python:spec_disks:Raising",
-        "Raising raised KeyError: 'what' (spec_disks.py, line 25)",
+        "Raising raised KeyError: 'what' (spec_disks.py, line 29)",
     ),
     (
         "python:spec_disks:Wrong",
@@ -152,9 +156,9 @@ MISTAKES = [
         "python:spec_disks:Sized,size=512,block_size=4096",
         "size: 512 bytes are less than a block, 4096",
     ),
-    ("python:spec_disks:Leaving", "Leaving raised SystemExit: 7 (spec_disks.py, line 34)"),
-    ("python:spec_disks:TwoLines", "TwoLines raised ValueError: one two (spec_disks.py, line 38)"),
-    ("python:spec_disks:Unsaid", "Unsaid raised LookupError: where (spec_disks.py, line 43)"),
+    ("python:spec_disks:Leaving", "Leaving raised SystemExit: 7 (spec_disks.py, line 38)"),
+    ("python:spec_disks:TwoLines", "TwoLines raised ValueError: one two (spec_disks.py, line 42)"),
+    ("python:spec_disks:Unsaid", "Unsaid raised LookupError: where (spec_disks.py, line 47)"),
     (
         "python:spec_leaving:Disk",
         "importing spec_leaving raised SystemExit: 3 (spec_leaving.py, line 1)",

@@ -1,4 +1,4 @@
-"""Backend ``python``: a disk written in Python. See docs/python-backends.md.
+"""Backend ``python``: a disk written in Python. See docs/backends/python.md.
 
 class RamDisk(PythonBackend):
     def __init__(self, size: int) -> None:
@@ -57,7 +57,8 @@ class PythonBackend:
     The methods are called on the thread that serves the device, one at a time. One that is
     ``async def`` makes all of them run on an asyncio loop of the backend's own thread. A subclass
     that overrides :meth:`submit` gets whole batches instead. An ``OSError`` raised by a method is
-    the request's errno; any other exception is EIO and a line in the log.
+    the request's errno; any other exception, or a result other than None, is EIO and a line in
+    the log.
 
     A method must not use a disk that it serves itself, nor close its device: it would wait for
     its own end.
@@ -153,6 +154,13 @@ class PythonBackend:
             can_discard = kind.discard is not PythonBackend.discard
         handler: object = self
         batches = kind.submit is not PythonBackend.submit
+        if iscoroutinefunction(self.submit):
+            raise TypeError(
+                "submit is called on the device's worker and cannot be async def; read, write and "
+                "the others can"
+            )
+        if not batches and kind.read is PythonBackend.read and "read" not in vars(self):
+            raise TypeError(f"{kind.__name__} has neither a method read nor a method submit")
         report, closed = _reporter(kind.__name__), self.closed
         if not batches and any(map(iscoroutinefunction, methods)):
             zeroes = self._write_zeroes if kind.write_zeroes is PythonBackend.write_zeroes else None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from vduse import _native
+from vduse.backends.python import PythonBackend
 from vduse.backends.spec import open_backend
 from vduse.channel.base import ControlPort
 from vduse.device.device import DRAIN_TIMEOUT
@@ -16,7 +17,7 @@ from vduse.devices.blk import BlkDevice
 def local_blk(
     control: ControlPort,
     name: str,
-    backend: str | _native.Backend,
+    backend: str | _native.Backend | PythonBackend,
     *,
     size: int | None = None,
     direct: bool = False,

@@ -83,6 +83,8 @@ class Bench(Closing):
                 direct=spec.direct,
                 layers=spec.layers,
             )
+        elif isinstance(backend, PythonBackend):
+            backend = backend.native
         backend = error(backend, faults)
         self._exits.callback(backend.close)
         return replace(spec, backend=backend, size=None, layers=())

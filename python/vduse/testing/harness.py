@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from vduse import _native
+from vduse.backends.python import PythonBackend
 from vduse.bus.disk import Disk
 from vduse.bus.driver import Driver
 from vduse.channel.embedded import inherited
@@ -40,8 +41,8 @@ class BlkSpec:
     :func:`vduse.backends.spec.open_backend`."""
 
     name: str = "disk0"
-    #: null, memory, or the path of a file; or an open one, which stays the caller's.
-    backend: str | _native.Backend = "memory"
+    #: As on the command line; or an object, which stays the caller's.
+    backend: str | _native.Backend | PythonBackend = "memory"
     #: Bytes of null and memory, None: 64 MiB. Files have their own.
     size: int | None = None
     queues: int = 1
@@ -213,7 +214,7 @@ class BlkStack:
 @contextmanager
 def blk_stack(
     *,
-    backend: str = "memory",
+    backend: str | _native.Backend | PythonBackend = "memory",
     size: int | None = None,
     name: str = "disk0",
     queues: int = 1,

@@ -4,7 +4,7 @@ use super::batch::{Batch, Kind};
 use super::exporter::{IoBatch, IoRequest, is_shared, view};
 use super::registry::Registry;
 use crate::gate::{self, Entered, Gate};
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyOSError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use rustix::io::Errno;
@@ -145,16 +145,15 @@ impl Handler {
                     // it, which the batch reports.
                     let _ = memory.call_method0(pyo3::intern!(py, "release"));
                 }
-                outcome?;
+                nothing(&outcome?)
             }
-            Kind::Flush => drop(flush.bind(py).call0()?),
-            Kind::Discard => drop(discard.bind(py).call1((facts.offset, facts.length))?),
+            Kind::Flush => nothing(&flush.bind(py).call0()?),
+            Kind::Discard => nothing(&discard.bind(py).call1((facts.offset, facts.length))?),
             Kind::WriteZeroes => {
                 let arguments = (facts.offset, facts.length, facts.may_unmap);
-                write_zeroes.bind(py).call1(arguments)?;
+                nothing(&write_zeroes.bind(py).call1(arguments)?)
             }
         }
-        Ok(())
     }
 
     fn report_error(&self, py: Python<'_>, shared: &Shared, words: &str, error: PyErr) {
@@ -167,6 +166,18 @@ impl Handler {
         // A log that fails has nobody to tell.
         let _ = self.report.bind(py).call1((words, error));
     }
+}
+
+/// Methods return None. Whoever returns bytes has not filled the buffer, whoever returns a number
+/// may have done a part, and a coroutine or a generator has not run.
+fn nothing(outcome: &Bound<'_, PyAny>) -> PyResult<()> {
+    if outcome.is_none() {
+        return Ok(());
+    }
+    let kind = outcome.get_type().name()?;
+    Err(PyTypeError::new_err(format!(
+        "the method returned {kind}, not None: read fills its buffer, and a coroutine needs async def"
+    )))
 }
 
 /// What a request was, for the log.
