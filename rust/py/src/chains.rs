@@ -5,7 +5,7 @@ use crate::datapath::{DataPath, hookup};
 use crate::device::Pool;
 use crate::exporter::Views;
 use crate::fork::PerRequest;
-use crate::{error, gate, report};
+use crate::{attachment, error, gate, report};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyConnectionResetError, PyValueError};
 use pyo3::prelude::*;
@@ -212,6 +212,7 @@ impl Handler for PyHandler {
     fn handle(&self, queue: u32, chains: Vec<Arc<HeldChain>>) {
         // At the interpreter's end the chains are dropped: completed with nothing written.
         gate::attach(|py| {
+            attachment::keep(py);
             if let Err(error) = self.submit(py, queue, chains) {
                 report::exception(py, &format!("virtqueue {queue}"), error);
             }

@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+mod attachment;
 mod buffer;
 mod chains;
 mod channel;

@@ -1,9 +1,9 @@
 //! What a virtqueue of a Python disk submits to: collects a batch, hands it over, collects what
 //! has ended.
 
-use super::attachment::Attachment;
 use super::batch::{Batch, Facts, Slot, Way};
 use super::handler::Shared;
+use crate::attachment;
 use rustix::io::Errno;
 use std::sync::{Arc, Weak};
 use vduse_device::Completer;
@@ -19,8 +19,6 @@ pub(super) struct PythonEngine {
     slots: Vec<Slot>,
     /// Batches that were not completed when the handler returned.
     open: Vec<Weak<Batch>>,
-    /// From the first call on.
-    attachment: Option<Attachment>,
 }
 
 impl PythonEngine {
@@ -31,7 +29,6 @@ impl PythonEngine {
             facts: Vec::new(),
             slots: Vec::new(),
             open: Vec::new(),
-            attachment: None,
         }
     }
 }
@@ -58,10 +55,7 @@ impl Engine for PythonEngine {
             std::mem::replace(&mut self.slots, Vec::with_capacity(room)),
             Way::Worker(self.completer.clone()),
         );
-        let attachment = &mut self.attachment;
-        self.shared.serve(&batch, |py| {
-            attachment.get_or_insert_with(|| Attachment::keep(py));
-        });
+        self.shared.serve(&batch, attachment::keep);
         batch.returned();
         if batch.open() > 0 {
             self.open.retain(|batch| batch.strong_count() > 0);
@@ -86,14 +80,6 @@ impl Engine for PythonEngine {
         }
         for batch in self.open.iter().filter_map(Weak::upgrade) {
             batch.cancel(token);
-        }
-    }
-}
-
-impl Drop for PythonEngine {
-    fn drop(&mut self) {
-        if let Some(attachment) = self.attachment.take() {
-            self.shared.with_python(|py| attachment.release(py));
         }
     }
 }

@@ -260,13 +260,6 @@ impl Shared {
         }
     }
 
-    /// Does something in Python, unless the interpreter or the disk has come to its end.
-    pub(super) fn with_python(&self, what: impl FnOnce(Python<'_>)) {
-        if let Some(_entered) = self.gate.enter() {
-            gate::attach(what);
-        }
-    }
-
     fn enter(&self) -> Option<(Arc<Handler>, Entered<'_>)> {
         Some((self.handler()?, self.gate.enter()?))
     }

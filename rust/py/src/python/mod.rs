@@ -1,7 +1,6 @@
 //! Disks written in Python: a backend whose engine hands Python a whole batch, on the worker's
 //! thread, with one acquisition of the GIL.
 
-mod attachment;
 mod backend;
 mod batch;
 mod engine;
