@@ -180,6 +180,15 @@ def test_an_empty_answer_is_an_error_of_the_device() -> None:
         framework.dev_del(NAME)
 
 
+def test_device_without_an_id_is_refused() -> None:
+    class Nothing(VirtioDevice):
+        def submit(self, queue: int, batch: _native.ChainBatch) -> None:
+            batch.complete()
+
+    with pytest.raises(TypeError, match="Nothing has no DEVICE_ID"):
+        Nothing("dev0")
+
+
 def test_other_device_types_are_refused_unless_they_are_asked_for() -> None:
     device = StreamRng(NAME)
     with Framework() as framework, pytest.raises(OSError) as refused, served(device, framework):

@@ -31,6 +31,8 @@ from vduse.backends.spec import open_backend
         ),
         ("error,length=0", "error,length=0: a range of 0 bytes at 0: empty, or past 2^64"),
         ("error,errno=5000", "error,errno=5000: 5000 is no errno"),
+        ("throttle", "throttle: give a limit, as in throttle,iops=1000"),
+        ("delay", "delay: give a time, as in delay,read=10ms"),
         ("throttle,iosp=1", "throttle: no such key 'iosp', did you mean 'iops'?"),
         ("throttle,iops=0", "throttle,iops=0: iops-total: 0 is not a number above 0"),
         (

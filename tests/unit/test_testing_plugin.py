@@ -165,6 +165,20 @@ def test_all_are_closed_though_one_cannot_be(pytester: pytest.Pytester) -> None:
     assert "OSError: cannot" in result.stdout.str()
 
 
+def test_a_class_in_place_of_a_disk(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from vduse.backends.python import PythonBackend
+
+        def test_never_runs(vduse_device):
+            vduse_device(PythonBackend)
+        """
+    )
+    result = pytester.runpytest()
+    result.assert_outcomes(failed=1)
+    assert "make a disk of it, PythonBackend()" in result.stdout.str()
+
+
 def test_a_profile_that_is_none(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

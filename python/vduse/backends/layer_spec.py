@@ -71,6 +71,8 @@ def _pause(text: str) -> layers.Pause:
 def _delay(
     backend: _native.Backend, *, all: layers.Pause = 0, seed: int = 0, **pauses: layers.Pause
 ) -> _native.Backend:
+    if not (all or pauses):
+        raise ValueError("give a time, as in delay,read=10ms")
     return layers.delay(backend, seed=seed, **(dict.fromkeys(layers.OPS, all) | pauses))
 
 
@@ -109,6 +111,8 @@ def _throttle(
     if twice := given.keys() & limits.keys():
         name = min(twice).replace("_", "-")
         raise ValueError(f"{name.removesuffix('-total')} is short for {name}: give one of them")
+    if not (given or limits):
+        raise ValueError("give a limit, as in throttle,iops=1000")
     return layers.throttle(backend, layers.Throttle(layers.Limits(**given, **limits)))
 
 

@@ -61,6 +61,8 @@ class VirtioDevice(ABC):
         """``packed`` offers packed virtqueues; the driver chooses. ``drain_timeout``: seconds
         that a stop or a reset may take. ValueError: name, QUEUE_SIZES, drain_timeout or
         api_version out of range. A subclass sets what :meth:`config` needs first."""
+        if not hasattr(self, "DEVICE_ID"):
+            raise TypeError(f"{type(self).__name__} has no DEVICE_ID (virtio 1.3, section 5)")
         for size in self.QUEUE_SIZES:
             if size & (size - 1) or not 1 <= size <= _LARGEST_QUEUE:
                 raise ValueError(

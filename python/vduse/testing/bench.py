@@ -68,6 +68,9 @@ class Bench(Closing):
     def _backend(self, backend: str | _native.Backend | PythonBackend) -> str | _native.Backend:
         if isinstance(backend, str):
             return backend
+        if isinstance(backend, type):
+            name = backend.__name__
+            raise TypeError(f"{name} is a class: make a disk of it, {name}()")
         if id(backend) not in self._backends:
             self._backends[id(backend)] = backend
             self._exits.callback(backend.close)
