@@ -189,11 +189,15 @@ def test_device_without_an_id_is_refused() -> None:
         Nothing("dev0")
 
 
-def test_other_device_types_are_refused_unless_they_are_asked_for() -> None:
+def test_other_device_types_are_refused_unless_they_are_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "vduse.channel")
     device = StreamRng(NAME)
     with Framework() as framework, pytest.raises(OSError) as refused, served(device, framework):
         pass
     assert refused.value.errno == errno.EINVAL
+    assert "control: call refused: " in caplog.text and "device id 4" in caplog.text
 
 
 class Echo(VirtioDevice):
