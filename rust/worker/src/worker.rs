@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vduse_ring::Spin;
 
-/// How long fds are not looked at while there is other work: a look is a system call, of about
-/// 0.2 us, and hot tasks do not wait for it.
-const LOOK_EVERY: Duration = Duration::from_micros(5);
+/// How long fds are not looked at while tasks are hot: a look is a system call, and hot tasks do
+/// not wait for it. Doubled while every look brings something, as from a client that has many
+/// requests under way: it does not wait for us, and takes more at a time the less often it is
+/// disturbed.
+const LOOK_EVERY: [Duration; 2] = [Duration::from_micros(5), Duration::from_micros(20)];
 
 pub(crate) struct Worker {
     line: Arc<Line>,
@@ -21,6 +23,8 @@ pub(crate) struct Worker {
     letters: Vec<Letter>,
     /// When fds were last looked at.
     looked: Instant,
+    /// When they are to be looked at again.
+    pause: Duration,
     is_quitting: bool,
 }
 
@@ -35,6 +39,7 @@ impl Worker {
             events: Vec::new(),
             letters: Vec::new(),
             looked: Instant::now(),
+            pause: LOOK_EVERY[0],
             is_quitting: false,
         };
         let spin = Spin::default();
@@ -59,10 +64,15 @@ impl Worker {
         }
         let now = Instant::now();
         // After letters always: what happened before one was sent is seen before it is acted on.
-        if found || !self.tasks.has_hot() || now.duration_since(self.looked) >= LOOK_EVERY {
+        if found || !self.tasks.has_hot() || now.duration_since(self.looked) >= self.pause {
             self.looked = now;
             self.tasks.expire(now);
-            found |= self.fetch(Some(Duration::ZERO));
+            let fetched = self.fetch(Some(Duration::ZERO));
+            self.pause = match fetched {
+                true => (self.pause * 2).min(LOOK_EVERY[1]),
+                false => LOOK_EVERY[0],
+            };
+            found |= fetched;
         }
         self.tasks.round() | found
     }
