@@ -27,7 +27,8 @@ def _qemu_file() -> Iterator[NbdChild]:
 
 
 def _qemu_null() -> Server:
-    options = f"driver=null-co,size={SIZE},read-zeroes=on"
+    """Reads send data, as everybody's here: with ``read-zeroes=on`` replies would be holes."""
+    options = f"driver=null-co,size={SIZE},read-zeroes=off"
     return other_server(["qemu-nbd", "-t", "--image-opts", options])
 
 

@@ -11,9 +11,8 @@ use vduse_ring::Spin;
 
 /// How long fds are not looked at while tasks are hot: a look is a system call, and hot tasks do
 /// not wait for it. Doubled while every look brings something, as from a client that has many
-/// requests under way: it does not wait for us, and takes more at a time the less often it is
-/// disturbed.
-const LOOK_EVERY: [Duration; 2] = [Duration::from_micros(5), Duration::from_micros(20)];
+/// requests under way: it does not wait for us, and both sides take more at a time.
+const LOOK_EVERY: [Duration; 2] = [Duration::from_micros(5), Duration::from_micros(10)];
 
 pub(crate) struct Worker {
     line: Arc<Line>,
