@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from queue import Empty, SimpleQueue
+from collections.abc import Generator
 from time import monotonic
-from types import FrameType
 
 from vduse.daemon.blk.facts import Counted, Ended, Facts, Resized
 from vduse.daemon.blk.service import Service
@@ -33,12 +30,13 @@ def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
     if path is None:
         raise UserError("say where to serve: --nbd SOCKET")
     check_open_files(_FDS + _FDS_PER_QUEUE * options.queues)
-    with _requests() as requests, context.stopper.held(twice_ends=True):
+    _block_requests()
+    with context.stopper.held(twice_ends=True):
         service = Service(options, backend, path)
         begin = monotonic()
         try:
             yield service.facts()
-            reason = yield from _watch(service, requests, context.stopper)
+            reason = yield from _watch(service, context.stopper)
         except BaseException:
             service.close()
             raise
@@ -49,37 +47,23 @@ def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
         yield Ended("ended", options.name, reason, broken, seconds, statistics)
 
 
-def _watch(
-    service: Service, requests: SimpleQueue[None], stopper: Stopper
-) -> Generator[Facts, None, str]:
+def _watch(service: Service, stopper: Stopper) -> Generator[Facts, None, str]:
     """What happens until the end; returns the signal's name, or what broke."""
     while (reason := service.broken()) is None:
         try:
             with stopper.released():
-                requests.get(timeout=_LOOK)
-        except Empty:
-            if (size := service.resized()) is not None:
-                yield Resized("resized", size)
+                asked = signal.sigtimedwait({signal.SIGUSR1}, _LOOK)
         except Stopped as stopped:
             return signal.Signals(stopped.exit_code - 128).name
-        else:
+        if asked is not None:
             yield Counted("statistics", service.statistics())
+        elif (size := service.resized()) is not None:
+            yield Resized("resized", size)
     return reason
 
 
-@contextmanager
-def _requests() -> Iterator[SimpleQueue[None]]:
-    """Gets an item at a SIGUSR1; those that come before it is taken are answered with it."""
-    requests: SimpleQueue[None] = SimpleQueue()
 
-    def ask(_signum: int, _frame: FrameType | None) -> None:
-        if requests.empty():
-            requests.put(None)
-
-    former = signal.signal(signal.SIGUSR1, ask)
-    try:
-        yield requests
-    finally:
-        # The default would end the process: who asks too late must not change its exit code.
-        late = signal.SIG_IGN if former is signal.SIG_DFL else former
-        signal.signal(signal.SIGUSR1, late)
+def _block_requests() -> None:
+    """SIGUSR1 waits for :func:`_watch`, to the end of the process: who asks too late must not
+    change its exit code. Before there are threads: they inherit it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
