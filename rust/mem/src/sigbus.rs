@@ -2,7 +2,8 @@
 //!
 //! The handler runs in the middle of any instruction of any thread, so it only loads and
 //! stores atomics and calls mmap and sigaction. What it does not know goes to the handler
-//! that was there before.
+//! that was there before. Whoever installs another one later (Python's faulthandler, a
+//! sanitizer) is found when the next region is mapped, and put behind ours as well.
 
 use crate::slot::Slot;
 use std::io;
@@ -10,9 +11,9 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{
     AtomicPtr, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 const CHUNK: usize = 256;
 /// Together with CHUNK as many regions as Linux lets a process map (vm.max_map_count).
@@ -26,8 +27,16 @@ static TABLE: [AtomicPtr<Chunk>; CHUNKS] = [const { AtomicPtr::new(ptr::null_mut
 static FREE: Mutex<Vec<&'static Slot>> = Mutex::new(Vec::new());
 /// Regions lost so far, in the whole process.
 static LOST: AtomicUsize = AtomicUsize::new(0);
-/// What handled SIGBUS before us; set before our handler is installed.
-static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+/// Who is next to handle what is not ours; set before our handler is installed. None is freed:
+/// the handler may be reading it.
+static PREVIOUS: AtomicPtr<Previous> = AtomicPtr::new(ptr::null_mut());
+
+/// A handler that ours has replaced.
+struct Previous {
+    action: libc::sigaction,
+    /// Found before this one; null: this was the first.
+    older: *mut Previous,
+}
 
 /// A registration: guards an address range until dropped.
 #[derive(Debug)]
@@ -81,23 +90,24 @@ fn take() -> Option<&'static Slot> {
     free.pop()
 }
 
-/// Installs the handler, once in a process.
+/// Installs the handler, unless it is the present one.
 fn install() -> io::Result<()> {
     static INSTALL: Mutex<()> = Mutex::new(());
-    let _once = INSTALL.lock().unwrap_or_else(PoisonError::into_inner);
-    if PREVIOUS.get().is_some() {
-        return Ok(());
-    }
-    let mut previous = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: asks for the present action only; `previous` has room for it.
-    if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), previous.as_mut_ptr()) } != 0 {
+    let _alone = INSTALL.lock().unwrap_or_else(PoisonError::into_inner);
+    let entry: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_sigbus;
+    let entry = entry as libc::sighandler_t;
+    let mut present = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: asks for the present action only; `present` has room for it.
+    if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), present.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: sigaction succeeded and filled it in.
-    let mut action = unsafe { previous.assume_init() };
-    PREVIOUS.get_or_init(|| action);
-    let entry: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_sigbus;
-    action.sa_sigaction = entry as libc::sighandler_t;
+    let mut action = unsafe { present.assume_init() };
+    if action.sa_sigaction == entry {
+        return Ok(());
+    }
+    remember(action);
+    action.sa_sigaction = entry;
     // No SA_NODEFER: this handler touches no guarded memory. SA_ONSTACK: the thread's own
     // stack may be a small one.
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
@@ -109,6 +119,23 @@ fn install() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Puts a handler in front of those found before. Called under the lock of `install`.
+fn remember(action: libc::sigaction) {
+    let mut older = PREVIOUS.load(Acquire);
+    loop {
+        // SAFETY: null, or a leaked box.
+        if unsafe { older.as_ref() }.is_some_and(|it| it.action.sa_sigaction == action.sa_sigaction)
+        {
+            return; // it went and came back
+        }
+        let found = Box::leak(Box::new(Previous { action, older }));
+        match PREVIOUS.compare_exchange(older, found, AcqRel, Acquire) {
+            Ok(_) => return,
+            Err(now) => older = now,
+        }
+    }
 }
 
 extern "C" fn on_sigbus(
@@ -171,9 +198,17 @@ fn rescue(address: usize) -> bool {
 /// # Safety
 /// Only from the handler, with the handler's own arguments.
 unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let Some(previous) = PREVIOUS.get() else {
+    // SAFETY: null, or a leaked box.
+    let Some(found) = (unsafe { PREVIOUS.load(Acquire).as_ref() }) else {
         return; // never: it is set before the handler is installed
     };
+    if !found.older.is_null() {
+        // It came after us and may hand the signal back to us, as faulthandler does: then the
+        // next one has its turn. Who loses the race has seen another thread do this.
+        let this = ptr::from_ref(found).cast_mut();
+        let _ = PREVIOUS.compare_exchange(this, found.older, AcqRel, Relaxed);
+    }
+    let previous = &found.action;
     // SAFETY: SA_SIGINFO gives a valid `info`.
     let from_kernel = unsafe { (*info).si_code } > 0;
     match previous.sa_sigaction {

@@ -142,13 +142,69 @@ fn child_is_sent_a_signal() {
     }
 }
 
-fn run_child(test: &str) -> std::process::ExitStatus {
+/// What faulthandler does: says so, puts back who was there before, and sends the signal again.
+extern "C" fn reports_and_hands_back(signal: libc::c_int) {
+    let words = b"reported\n";
+    // SAFETY: bare system calls; FORMER was filled in before this was installed.
+    unsafe {
+        libc::write(1, words.as_ptr().cast(), words.len());
+        libc::sigaction(signal, &raw const FORMER, std::ptr::null_mut());
+        libc::raise(signal);
+    }
+}
+
+// SAFETY: all zeroes are the default action.
+static mut FORMER: libc::sigaction = unsafe { std::mem::zeroed() };
+
+/// Installs it over whoever handles SIGBUS now.
+fn report_sigbus() {
+    let handler: extern "C" fn(libc::c_int) = reports_and_hands_back;
+    // SAFETY: a complete sigaction; the child of the test has no other thread that uses FORMER.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = libc::SA_NODEFER;
+        assert_eq!(libc::sigaction(libc::SIGBUS, &action, &raw mut FORMER), 0);
+    }
+}
+
+#[test]
+#[ignore = "run by a_later_handler_goes_behind_ours in a process of its own"]
+fn child_installs_a_handler_later() {
+    // SAFETY: no handler is installed. The standard library's own speaks when it is chained to.
+    unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+    let fd = memfd(PAGE);
+    let before = Region::map(fd.as_fd(), 0, 2 * PAGE, Perm::Rw).unwrap();
+    report_sigbus();
+    let after = Region::map(fd.as_fd(), 0, 2 * PAGE, Perm::Rw).unwrap();
+    for region in [before, after] {
+        load(&region, PAGE);
+        assert!(region.is_poisoned());
+    }
+    println!("rescued");
+    child_faults_elsewhere();
+}
+
+#[test]
+fn a_later_handler_goes_behind_ours() {
+    let output = child("child_installs_a_handler_later");
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(out.contains("rescued\n"), "{out}");
+    assert_eq!(out.matches("reported\n").count(), 1, "{out}");
+    assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{out}");
+}
+
+fn child(test: &str) -> std::process::Output {
     let own = std::env::current_exe().unwrap();
     let arguments = ["--exact", test, "--ignored", "--nocapture"];
     let mut child = Command::new(own);
     child.args(arguments);
     child.env("ASAN_OPTIONS", "handle_sigbus=0"); // else AddressSanitizer's own handler exits
-    child.output().unwrap().status
+    child.output().unwrap()
+}
+
+fn run_child(test: &str) -> std::process::ExitStatus {
+    child(test).status
 }
 
 #[test]
