@@ -63,24 +63,43 @@ impl SharedMemory {
         let this = slf.get();
         let piece = this.owner.get()?.piece(this.piece);
         let piece = piece.ok_or_else(|| PyBufferError::new_err("no such piece"))?;
-        let len = ffi::Py_ssize_t::try_from(piece.len)
-            .map_err(|_| PyBufferError::new_err("the piece is too long"))?;
-        // SAFETY: Python gives a `view` to fill in. It is given a reference to this object, which
-        // keeps the piece mapped, for reads, and for writes where it is writable.
-        let filled = unsafe {
-            ffi::PyBuffer_FillInfo(
+        // SAFETY: Python's `view`. This object, which it is given a reference to, keeps the piece
+        // mapped, for reads, and for writes where it is writable.
+        unsafe {
+            fill(
+                slf.as_any(),
+                piece.ptr.as_ptr(),
+                piece.len,
+                this.writable,
                 view,
-                slf.as_ptr(),
-                piece.ptr.as_ptr().cast(),
-                len,
-                c_int::from(!this.writable),
                 flags,
             )
-        };
-        match filled {
-            0 => Ok(()),
-            _ => Err(PyErr::fetch(slf.py())),
         }
+    }
+}
+
+/// Fills in `view` with flat bytes, exported by `owner`.
+///
+/// # Safety
+/// `view` is a structure to fill in, as the buffer protocol has it. The memory is valid as long as
+/// `owner` lives, for reads, and for writes where it is `writable`.
+pub unsafe fn fill(
+    owner: &Bound<'_, PyAny>,
+    start: *mut u8,
+    len: usize,
+    writable: bool,
+    view: *mut ffi::Py_buffer,
+    flags: c_int,
+) -> PyResult<()> {
+    let len = ffi::Py_ssize_t::try_from(len)
+        .map_err(|_| PyBufferError::new_err("the piece is too long"))?;
+    let readonly = c_int::from(!writable);
+    // SAFETY: as the caller has it; a reference to `owner` is made.
+    let filled =
+        unsafe { ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start.cast(), len, readonly, flags) };
+    match filled {
+        0 => Ok(()),
+        _ => Err(PyErr::fetch(owner.py())),
     }
 }
 

@@ -222,9 +222,9 @@ impl Batch {
             way,
             state: Mutex::new(State {
                 open: slots.len(),
+                ended: Vec::with_capacity(slots.len()),
                 slots,
                 in_call: true,
-                ended: Vec::new(),
                 holders: 0,
                 is_deferred: false,
                 stale: 0,
@@ -260,7 +260,25 @@ impl Batch {
 
     /// Completes one operation.
     pub(super) fn complete(&self, index: usize, result: Result<(), Errno>) -> Result<(), NotOpen> {
-        self.change(|state| match state.slots[index].status {
+        self.change(|state| self.complete_in(state, index, result))
+    }
+
+    /// Completes operations, in this order; those that are not open stay as they are.
+    pub(super) fn complete_many(&self, ended: impl Iterator<Item = (usize, Result<(), Errno>)>) {
+        self.change(|state| {
+            for (index, result) in ended {
+                let _ = self.complete_in(state, index, result);
+            }
+        });
+    }
+
+    fn complete_in(
+        &self,
+        state: &mut State,
+        index: usize,
+        result: Result<(), Errno>,
+    ) -> Result<(), NotOpen> {
+        match state.slots[index].status {
             Status::Open => {
                 self.end(state, index, result);
                 Ok(())
@@ -271,7 +289,7 @@ impl Batch {
             }
             Status::Cancelled => Ok(()),
             Status::Done => Err(NotOpen),
-        })
+        }
     }
 
     /// Completes all that are open; how many.
@@ -460,6 +478,20 @@ impl Batch {
     }
 
     // --- their memory -----------------------------------------------------------------------
+
+    /// The memory of each operation, where that is the driver's own in one piece; valid as long as
+    /// the operation is open.
+    pub(super) fn pieces(&self) -> Vec<Option<Piece>> {
+        let state = self.lock();
+        let pieces = state
+            .slots
+            .iter()
+            .map(|slot| match slot.buffer.as_ref()?.pieces() {
+                [piece] => Some(*piece),
+                _ => None,
+            });
+        pieces.collect()
+    }
 
     /// Exports the memory of an open read or write.
     pub(super) fn export(self: &Arc<Self>, index: usize) -> Result<Lease, &'static str> {

@@ -2,9 +2,11 @@
 
 use super::batch::{Batch, Kind};
 use super::exporter::{IoBatch, IoRequest, is_shared, view};
+use super::lender::Lender;
 use super::registry::Registry;
 use crate::gate::{self, Entered, Gate};
 use pyo3::exceptions::{PyOSError, PyTypeError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use rustix::io::Errno;
@@ -93,8 +95,9 @@ impl Handler {
         let mut faults = 0;
         // As the batch object would: a view that is gone does not drop its request.
         batch.hold();
+        let mut lender = Lender::new(py, batch);
         for index in 0..batch.len() {
-            let result = match self.call_one(py, batch, index) {
+            let result = match self.call_one(py, batch, index, &mut lender) {
                 Ok(()) => Ok(()),
                 Err(error) => Err(match errno_of(py, &error) {
                     Some(errno) => errno,
@@ -107,9 +110,9 @@ impl Handler {
                     }
                 }),
             };
-            // A handler that found the request behind its buffer may have completed it.
-            let _ = batch.complete(index, result);
+            lender.end(index, result);
         }
+        drop(lender);
         batch.let_go();
         if faults > 1 {
             let words = format!("{} more requests of that batch raised", faults - 1);
@@ -119,7 +122,13 @@ impl Handler {
     }
 
     /// Carries one operation out by its method; its view is released when that returns.
-    fn call_one(&self, py: Python<'_>, batch: &Arc<Batch>, index: usize) -> PyResult<()> {
+    fn call_one<'py>(
+        &self,
+        py: Python<'py>,
+        batch: &Arc<Batch>,
+        index: usize,
+        lender: &mut Lender<'py, '_>,
+    ) -> PyResult<()> {
         let Calls::Each {
             read,
             write,
@@ -133,13 +142,17 @@ impl Handler {
         let facts = batch.facts[index];
         match facts.kind {
             Kind::Read | Kind::Write => {
-                let memory = view(py, batch, index)?;
+                let memory = match lender.view(index)? {
+                    Some(memory) => memory,
+                    None => view(py, batch, index)?,
+                };
                 let method = if facts.kind == Kind::Read {
                     read
                 } else {
                     write
                 };
-                let outcome = method.bind(py).call1((facts.offset, &memory));
+                let offset = facts.offset.into_pyobject(py)?;
+                let outcome = call_with_two(method.bind(py), offset.as_any(), memory.as_any());
                 if is_shared(memory.as_any()) {
                     // Kept by somebody: they find it released. BufferError: something stands on
                     // it, which the batch reports.
@@ -165,6 +178,24 @@ impl Handler {
         let error = error.map(|error| error.into_value(py));
         // A log that fails has nobody to tell.
         let _ = self.report.bind(py).call1((words, error));
+    }
+}
+
+/// `method(first, second)`. Without a tuple of arguments, which `call1` has to make where the stable
+/// interface is Python 3.11's.
+fn call_with_two<'py>(
+    method: &Bound<'py, PyAny>,
+    first: &Bound<'py, PyAny>,
+    second: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let end = std::ptr::null_mut::<ffi::PyObject>();
+    // SAFETY: living objects and the null pointer that ends them; the GIL is held. What is returned
+    // is a new reference, or null where an exception is set.
+    unsafe {
+        let (method, py) = (method.as_ptr(), method.py());
+        let outcome =
+            ffi::PyObject_CallFunctionObjArgs(method, first.as_ptr(), second.as_ptr(), end);
+        Bound::from_owned_ptr_or_err(py, outcome)
     }
 }
 

@@ -6,6 +6,7 @@ mod batch;
 mod engine;
 mod exporter;
 mod handler;
+mod lender;
 mod registry;
 
 pub use batch::Lease;
