@@ -23,7 +23,7 @@ _FORBIDDEN = {
 _GENERATED = {"Cargo.lock"}
 #: Files of rust/py that may hold unsafe code: Python's thread states and buffers, and its fds that
 #: are numbers.
-_UNSAFE_IN_BINDING = {"attachment.rs", "buffer.rs", "exporter.rs", "fd.rs"}
+_UNSAFE_IN_BINDING = {"attachment.rs", "buffer.rs", "exporter.rs", "fd.rs", "lender.rs"}
 _UNSAFE = re.compile(r"\bunsafe\s*(?:\{|fn\b|impl\b|extern\b)")
 
 

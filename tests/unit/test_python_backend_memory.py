@@ -10,11 +10,12 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from tests.unit.test_python_backend import Batches, Ram, on
 from vduse.backends.python import IoBatch, IoRequest, PythonBackend
 from vduse.testing.harness import BlkStack
-from vduse.testing.rawdriver import FREE, S_OK, T_IN, T_OUT, RawDriver, header
+from vduse.testing.rawdriver import FREE, S_IOERR, S_OK, T_IN, T_OUT, RawDriver, header
 from vduse.testing.rings import WRITE
 
 DATA = FREE + 0x1000
@@ -100,6 +101,56 @@ def test_neighbours_in_memory_are_not_copied() -> None:
         scattered(driver, T_IN, [(0, 100), (100, 300), (400, 624)])
         driver.wait_used(1)
     assert disk.stats()["exceptions"] == 0
+
+
+class Slicing(Ram):
+    """Keeps a part of every odd sector's buffer, and what exports the fourth's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.parts: dict[int, memoryview] = {}
+        self.exporter: object = None
+
+    @override
+    def write(self, offset: int, buffer: memoryview) -> None:
+        sector = offset // 512
+        if sector == 0:
+            assert self.go.wait(10)
+        part = buffer[8:]
+        if sector == 5:
+            raise OSError(errno.EIO, "with a part of the buffer in the traceback")
+        if sector % 2:
+            self.parts[sector] = part
+        elif sector == 4:
+            self.exporter = buffer.obj
+
+
+def test_part_kept_by_a_method_stays_on_its_own_request() -> None:
+    disk = Slicing()
+    with raw(disk) as (_, driver):
+        for sector in range(8):
+            data, status = DATA + 512 * sector, STATUS + sector
+            driver.memory.write(FREE + 16 * sector, header(T_OUT, sector))
+            driver.memory.write(data, bytes([sector]) * 512)
+            parts = [(FREE + 16 * sector, 16, 0), (data, 512, 0), (status, 1, WRITE)]
+            chain = [(driver.at(at), length, flags) for at, length, flags in parts]
+            driver.submit(chain, indirect=True)
+            driver.kick()
+        # All but the first are one batch.
+        disk.go.set()
+        driver.wait_used(8)
+        assert driver.memory.read(STATUS, 8) == bytes([S_OK] * 5 + [S_IOERR] + [S_OK] * 2)
+        # The memory is the driver's again: each part shows what it writes to that request's place.
+        for sector in range(8):
+            driver.memory.write(DATA + 512 * sector, bytes([100 + sector]) * 512)
+        exported = memoryview(disk.exporter)  # type: ignore[arg-type]
+        shown = {sector: bytes(part) for sector, part in disk.parts.items()}
+        assert shown == {sector: bytes([100 + sector]) * 504 for sector in (1, 3, 7)}
+        assert bytes(exported) == bytes([104]) * 512
+        assert disk.stats()["stale_views"] == 4
+        assert disk.stats()["exceptions"] == 0
+        assert disk.stats()["batches"] == 2
 
 
 class Holding(Batches):

@@ -2,11 +2,10 @@
 
 use super::batch::{Batch, Kind};
 use super::exporter::{IoBatch, IoRequest, is_shared, view};
-use super::lender::Lender;
+use super::lender::{Lender, call};
 use super::registry::Registry;
 use crate::gate::{self, Entered, Gate};
 use pyo3::exceptions::{PyOSError, PyTypeError};
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
 use rustix::io::Errno;
@@ -151,8 +150,7 @@ impl Handler {
                 } else {
                     write
                 };
-                let offset = facts.offset.into_pyobject(py)?;
-                let outcome = call_with_two(method.bind(py), offset.as_any(), memory.as_any());
+                let outcome = call(method.bind(py), facts.offset, &memory);
                 if is_shared(memory.as_any()) {
                     // Kept by somebody: they find it released. BufferError: something stands on
                     // it, which the batch reports.
@@ -178,24 +176,6 @@ impl Handler {
         let error = error.map(|error| error.into_value(py));
         // A log that fails has nobody to tell.
         let _ = self.report.bind(py).call1((words, error));
-    }
-}
-
-/// `method(first, second)`. Without a tuple of arguments, which `call1` has to make where the stable
-/// interface is Python 3.11's.
-fn call_with_two<'py>(
-    method: &Bound<'py, PyAny>,
-    first: &Bound<'py, PyAny>,
-    second: &Bound<'py, PyAny>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let end = std::ptr::null_mut::<ffi::PyObject>();
-    // SAFETY: living objects and the null pointer that ends them; the GIL is held. What is returned
-    // is a new reference, or null where an exception is set.
-    unsafe {
-        let (method, py) = (method.as_ptr(), method.py());
-        let outcome =
-            ffi::PyObject_CallFunctionObjArgs(method, first.as_ptr(), second.as_ptr(), end);
-        Bound::from_owned_ptr_or_err(py, outcome)
     }
 }
 

@@ -141,3 +141,22 @@ impl Drop for Lender<'_, '_> {
         self.tell();
     }
 }
+
+/// `method(offset, memory)`. Without a tuple of arguments, which `call1` has to make where the
+/// stable interface is Python 3.11's.
+pub(super) fn call<'py>(
+    method: &Bound<'py, PyAny>,
+    offset: u64,
+    memory: &Bound<'py, PyMemoryView>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = method.py();
+    let offset = offset.into_pyobject(py)?;
+    let end = null_mut::<ffi::PyObject>();
+    // SAFETY: living objects and the null pointer that ends them; the GIL is held. What is returned
+    // is a new reference, or null where an exception is set.
+    unsafe {
+        let (method, memory) = (method.as_ptr(), memory.as_ptr());
+        let outcome = ffi::PyObject_CallFunctionObjArgs(method, offset.as_ptr(), memory, end);
+        Bound::from_owned_ptr_or_err(py, outcome)
+    }
+}
