@@ -564,12 +564,17 @@ class DataPath:
     def first_worker(self) -> int:
         """Queue n is served by worker (``first_worker`` + n) % workers of the pool."""
     @property
+    def on_worker(self) -> bool:
+        """Whether the caller runs on a worker of the pool: to wait for a queue there is to wait
+        for oneself."""
+    @property
     def event_fd(self) -> int:
         """Readable when :meth:`events` has something (owned by the data path)."""
     def events(self) -> list[tuple[str, int, str]]:
         """``(kind, queue, message)``; kind ``broken``: the queue and its device have stopped
-        because of what the driver or its memory did (a reset makes it whole); ``resized``:
-        the backend has ``message`` bytes now; ``connection``: how its connection stands."""
+        because of what the driver or its memory did (a reset makes it whole); ``failed``: the
+        backend has failed a request, the first with its errno in a minute; ``resized``: the
+        backend has ``message`` bytes now; ``connection``: how its connection stands."""
     def stats(self) -> DeviceStats: ...
     def close(self) -> None: ...
 

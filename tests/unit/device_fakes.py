@@ -306,6 +306,10 @@ class FakeDataPath:
         return self.resets
 
     @property
+    def on_worker(self) -> bool:
+        return False
+
+    @property
     def event_fd(self) -> int:
         return self._event_fd
 

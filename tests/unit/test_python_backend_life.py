@@ -10,6 +10,8 @@ import os
 import threading
 import weakref
 from dataclasses import dataclass
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
 
 import pytest
 from typing_extensions import override
@@ -18,6 +20,10 @@ from tests.unit.test_python_backend import LOG, SIZE, Batches, Ram, Slow, failur
 from vduse import _native
 from vduse.backends.layers import read_only
 from vduse.backends.python import IoBatch, PythonBackend
+from vduse.channel.embedded import EmbeddedControl
+from vduse.device.device import DeviceError
+from vduse.devices.blk import BlkDevice
+from vduse.framework import Framework
 from vduse.testing.harness import blk_stack
 
 
@@ -192,3 +198,78 @@ def test_no_token_is_completed_where_one_error_is_none() -> None:
         disk.complete(token)
         stack.disk.reap()
         kept.clear()
+
+
+class Never(Ram):
+    """Completes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[IoBatch] = []
+
+    @override
+    def submit(self, batch: IoBatch) -> None:
+        self.kept.append(batch)
+
+
+def test_close_does_not_wait_for_ever_for_a_flush() -> None:
+    never = Never()
+    with Framework() as framework:
+        control = EmbeddedControl(framework.control())
+        device = BlkDevice("disk0", never, drain_timeout=0.1)
+        device.start(control)
+        said = "disk0: the backend's flush has not ended within 0.1 s"
+        with pytest.raises(TimeoutError, match=said):
+            device.close(destroy=True)
+        assert framework.devices == {}
+        control.close()
+    for batch in never.kept:
+        batch.complete()
+
+
+def test_a_handler_cannot_close_its_own_device(caplog: pytest.LogCaptureFixture) -> None:
+    class Closing(Ram):
+        device: BlkDevice
+
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            with pytest.raises(DeviceError, match="disk0: closed by a handler on the worker"):
+                self.device.close()
+            super().read(offset, buffer)
+
+    disk = Closing()
+    with Framework() as framework:
+        control = EmbeddedControl(framework.control())
+        disk.device = device = BlkDevice("disk0", disk)
+        device.start(control)
+        framework.dev_add("disk0", driver="virtio_vdpa")
+        assert framework.disk("disk0").pread(512, 0) == bytes(512)
+        assert device.ended is None
+        framework.dev_del("disk0")
+        device.close(destroy=True)
+        control.close()
+    assert caplog.records == []
+
+
+def test_what_a_backend_fails_is_in_the_log_once() -> None:
+    class Failing(Ram):
+        @override
+        def read(self, offset: int, buffer: memoryview) -> None:
+            raise OSError(errno.EIO, "no")
+
+    said: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    log = logging.getLogger("vduse.device.device")
+    log.addHandler(handler := QueueHandler(said))
+    try:
+        with on(Failing()) as stack:
+            for sector in range(3):
+                with pytest.raises(OSError, match="error"):
+                    stack.disk.pread(512, 512 * sector)
+            line = said.get(timeout=60).message
+    finally:
+        log.removeHandler(handler)
+    assert line == (
+        "disk0: virtqueue 0: the backend failed: read of 512 bytes at 0: "
+        "Input/output error (os error 5)"
+    )
+    assert said.empty()

@@ -60,8 +60,8 @@ class PythonBackend:
     the request's errno; any other exception, or a result other than None, is EIO and a line in
     the log.
 
-    A method must not use a disk that it serves itself, nor close its device: it would wait for
-    its own end.
+    A method must not use a disk that it serves itself: it would wait for its own end. Nor can it
+    close its device.
     """
 
     #: Bytes, a multiple of 512. To be set before the backend is used.

@@ -44,12 +44,17 @@ class DataPath(Protocol):
         """Stops all queues; true once no request touches the driver's memory any more."""
 
     @property
+    def on_worker(self) -> bool:
+        """Whether the caller runs on a thread that serves the queues: it cannot wait for them."""
+
+    @property
     def event_fd(self) -> int:
         """Readable when :meth:`events` has something (owned by the data path)."""
 
     def events(self) -> list[tuple[str, int, str]]:
         """``(kind, queue, message)``; kind ``broken``: all queues have stopped, because of
-        what the driver or its memory did. Other kinds are for the log."""
+        what the driver or its memory did; ``failed``: a request ended with an error of the
+        backend. Other kinds are for the log."""
 
     def close(self) -> None:
         """Frees everything; queues must be stopped or reset before."""

@@ -116,8 +116,10 @@ class Device:
 
     def close(self) -> None:
         """Drains the virtqueues and closes the node; the device stays, for whoever takes it
-        over. DeviceError: requests do not end; then their memory stays as it is."""
+        over. DeviceError: requests do not end; then their memory stays as it is. Or it is the
+        device's own handler that calls: nothing is closed then."""
         if self._attached is not None:
+            self._attached.check_caller()
             self._attached.close(self._drain_timeout)
             self._attached = None
             self._end.set("closed")
@@ -275,6 +277,9 @@ class _Attached:
             if kind == "broken":
                 self.handler.failed(f"virtqueue {queue}: {message}")
                 continue
+            if kind == "failed":
+                log.warning("%s: virtqueue %d: the backend failed: %s", self.name, queue, message)
+                continue
             log.info("%s: %s %s", self.name, kind, message)
             if kind == "resized" and self._resized is not None:
                 self._thread.offload(self, self._resized, lambda _: None)
@@ -289,6 +294,14 @@ class _Attached:
         self._thread.unwatch(self._data_path.event_fd)
         for index in list(self._watched_kicks):
             self.unwatch_kick(index)
+
+    def check_caller(self) -> None:
+        """DeviceError on a thread that serves the virtqueues."""
+        if self._data_path.on_worker:
+            raise DeviceError(
+                f"{self.name}: closed by a handler on the worker that serves it, whose end the "
+                "close would wait for; close it from another thread"
+            )
 
     def close(self, timeout: float) -> None:
         """Caller's thread. Drains, then frees everything."""

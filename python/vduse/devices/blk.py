@@ -14,6 +14,7 @@ from vduse.control.statistics import DeviceStats
 from vduse.device.control_thread import ControlThread
 from vduse.device.device import DRAIN_TIMEOUT, Device, DeviceError
 from vduse.device.spec import DeviceSpec
+from vduse.device.within import within
 from vduse.device.workers import shared_pool
 from vduse.devices.blk_config import SECTOR, BlkConfig, pack_capacity
 from vduse.devices.features import REQUIRED, check_features
@@ -125,7 +126,8 @@ class BlkDevice:
         api_version: int = 0,
     ) -> None:
         """``packed`` offers packed virtqueues; the driver chooses. A read-only backend makes a
-        read-only device. ``drain_timeout``: seconds that a stop or a reset may take.
+        read-only device. ``drain_timeout``: seconds that a stop, a reset or the last flush may
+        take.
         ValueError: name, queues, queue_size, serial, drain_timeout or api_version out of range."""
         if isinstance(backend, PythonBackend):
             backend = backend.native
@@ -142,6 +144,7 @@ class BlkDevice:
         self._serial = serial.encode("ascii")
         if drain_timeout < 0:
             raise ValueError(f"drain_timeout: {drain_timeout} is negative")
+        self._drain_timeout = drain_timeout
         self._read_only = read_only or backend.read_only
         features = offered_features(
             read_only=self._read_only,
@@ -239,17 +242,20 @@ class BlkDevice:
 
     def close(self, *, destroy: bool = False) -> None:
         """Drains, closes the node, flushes the backend. The device stays, for whoever takes it
-        over, unless it is to be destroyed. DeviceError: requests do not end. OSError EBUSY:
-        closed, but on the vDPA bus and not destroyed."""
+        over, unless it is to be destroyed. DeviceError: requests do not end, or the device's own
+        handler calls. Closed, but: OSError EBUSY, on the vDPA bus and not destroyed; TimeoutError,
+        the flush has not ended within ``drain_timeout``."""
         self._device.close()
         self._data_path = None
         if self._own_pool is not None:
             # EBUSY: an export uses it still; it ends with that.
             with contextlib.suppress(OSError):
                 self._own_pool.close()
-        self._backend.flush()
-        if destroy:
-            self._device.destroy()
+        try:
+            within(self._drain_timeout, self._backend.flush, f"{self.name}: the backend's flush")
+        finally:
+            if destroy:
+                self._device.destroy()
 
     def _resized(self) -> None:
         try:

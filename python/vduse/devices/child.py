@@ -12,12 +12,12 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 
-from vduse.backends.spec import open_backend
 from vduse.channel.embedded import inherited
 from vduse.device.serve import serve_until_signal
-from vduse.devices.blk import BlkDevice
+from vduse.devices.local import local_blk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,34 +42,11 @@ class ChildArguments:
 def main(argument: str) -> int:
     """Serves until a signal; the exit code."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    args = ChildArguments(**json.loads(argument))
-    backend = open_backend(
-        args.backend,
-        size=args.size,
-        read_only=args.read_only,
-        direct=args.direct,
-        layers=args.layers,
-    )
-    control = inherited(args.control_fd)
-    device = BlkDevice(
-        args.name,
-        backend,
-        queues=args.queues,
-        queue_size=args.queue_size,
-        packed=args.packed,
-        read_only=args.read_only,
-        serial=args.serial,
-        drain_timeout=args.drain_timeout,
-    )
-
-    def start() -> BlkDevice:
-        device.start(control)
-        return device
-
-    code = serve_until_signal(start)
-    backend.close()
-    control.close()
-    return code
+    settings = asdict(ChildArguments(**json.loads(argument)))
+    with ExitStack() as exits:
+        control = inherited(settings.pop("control_fd"))
+        exits.callback(control.close)
+        return serve_until_signal(lambda: exits.enter_context(local_blk(control, **settings)))
 
 
 if __name__ == "__main__":

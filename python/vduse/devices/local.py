@@ -10,6 +10,7 @@ from vduse.backends.python import PythonBackend
 from vduse.backends.spec import open_backend
 from vduse.channel.base import ControlPort
 from vduse.device.device import DRAIN_TIMEOUT
+from vduse.device.within import within
 from vduse.devices.blk import BlkDevice
 
 
@@ -31,9 +32,10 @@ def local_blk(
     destroy: bool = False,
 ) -> Iterator[BlkDevice]:
     """A device that is started; at the end it drains, is destroyed if ``destroy``, and its backend
-    is flushed and closed. A backend that is open already stays the caller's; ``size``, ``direct``
-    and ``layers`` are not for it.
+    is flushed and closed, each within ``drain_timeout``. A backend that is open already stays the
+    caller's; ``size``, ``direct`` and ``layers`` are not for it.
 
+    At the end what :meth:`~vduse.devices.blk.BlkDevice.close` raises. At the start
     BackendError and what :func:`~vduse.backends.spec.open_backend` takes; ValueError, OSError and
     what :class:`~vduse.devices.blk.BlkDevice` takes."""
     with ExitStack() as exits:
@@ -42,7 +44,7 @@ def local_blk(
             opened = open_backend(
                 opened, size=size, read_only=read_only, direct=direct, layers=layers
             )
-            exits.callback(opened.close)
+            exits.callback(within, drain_timeout, opened.close, f"{backend}: the backend's end")
         device = BlkDevice(
             name,
             opened,

@@ -5,6 +5,7 @@ use crate::blk::{Disk, DiskProvider};
 use crate::chains::{ChainProvider, Handler};
 use crate::command::{Command, Done};
 use crate::events::{Event, Events};
+use crate::failures::{Failure, Quiet};
 use crate::handle::{Handle, Outcome};
 use crate::irq::Irq;
 use crate::live::Live;
@@ -85,6 +86,7 @@ pub(crate) struct Device {
     pub(crate) irq_sink: Arc<dyn IrqSink>,
     broken: AtomicBool,
     events: Events,
+    quiet: Quiet,
 }
 
 impl Device {
@@ -96,6 +98,16 @@ impl Device {
     pub(crate) fn set_broken(&self, queue: u32, message: String) {
         if !self.broken.swap(true, Ordering::Relaxed) {
             self.events.push(Event::Broken { queue, message });
+        }
+    }
+
+    /// Requests of a queue have failed; it is told unless its like was told lately.
+    pub(crate) fn failed(&self, queue: u32, failure: &Failure) {
+        if self.quiet.lets_through(failure.errno, Instant::now()) {
+            self.events.push(Event::Failed {
+                queue,
+                message: failure.to_string(),
+            });
         }
     }
 }
@@ -172,6 +184,7 @@ impl DataPath {
             irq_sink: hookup.irq_sink,
             broken: AtomicBool::new(false),
             events: Events::new()?,
+            quiet: Quiet::default(),
         });
         let observer: Weak<Device> = Arc::downgrade(&device);
         device.provider.observe(observer);
@@ -195,6 +208,12 @@ impl DataPath {
     /// after the last.
     pub fn first_worker(&self) -> usize {
         self.first_worker
+    }
+
+    /// Whether the caller is one of the workers that serve its queues: to wait for a queue there
+    /// is to wait for oneself.
+    pub fn is_on_worker(&self) -> bool {
+        self.pool.is_current()
     }
 
     /// Starts a queue, and looks at its ring at once: kicks may have been lost. Maps the ring

@@ -20,6 +20,13 @@ pub enum Event {
         /// Why, in the user's terms.
         message: String,
     },
+    /// The backend has failed a request; the first of each errno in a minute.
+    Failed {
+        /// Queue of the request.
+        queue: u32,
+        /// Operation, offset, length and errno.
+        message: String,
+    },
     /// The backend has another size.
     Resized {
         /// Bytes.

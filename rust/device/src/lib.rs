@@ -12,6 +12,7 @@ pub mod chains;
 mod command;
 mod datapath;
 mod events;
+mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod handle;

@@ -3,8 +3,9 @@
 use crate::command::Command;
 use crate::mailbox::Mailbox;
 use crate::queues::Seed;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, ThreadId};
 use vduse_worker::Workers;
 
 /// What data paths keep of it.
@@ -16,6 +17,8 @@ struct Worker {
     mailbox: Arc<Mailbox>,
     /// Queues on it, and data paths whose first queue is.
     load: Arc<AtomicUsize>,
+    /// Known once it runs.
+    thread: Arc<OnceLock<ThreadId>>,
 }
 
 impl Shared {
@@ -35,6 +38,13 @@ impl Shared {
         self.workers[worker].load.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Whether the caller is one of the workers.
+    pub(crate) fn is_current(&self) -> bool {
+        let caller = thread::current().id();
+        let mut threads = self.workers.iter().map(|worker| worker.thread.get());
+        threads.any(|thread| thread == Some(&caller))
+    }
+
     pub(crate) fn send(&self, worker: usize, command: Command) {
         self.workers[worker].mailbox.send(command);
     }
@@ -50,8 +60,17 @@ impl Pool {
         for worker in 0..on.len() {
             let (mailbox, load) = (Mailbox::new(), Arc::new(AtomicUsize::new(0)));
             let seed = Seed::new(mailbox.clone(), load.clone());
-            on.spawn(worker, move |place| Some(Box::new(seed.grow(place))));
-            workers.push(Worker { mailbox, load });
+            let thread = Arc::new(OnceLock::new());
+            let named = thread.clone();
+            on.spawn(worker, move |place| {
+                named.get_or_init(|| thread::current().id());
+                Some(Box::new(seed.grow(place)))
+            });
+            workers.push(Worker {
+                mailbox,
+                load,
+                thread,
+            });
         }
         Pool(Arc::new(Shared { workers }))
     }

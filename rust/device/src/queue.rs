@@ -210,6 +210,9 @@ impl Queue {
         if self.live.is_none() {
             return Ok(());
         }
+        for failure in self.batch.failures.drain(..) {
+            self.device.failed(self.index, &failure);
+        }
         // Before the driver sees the requests: who has seen one finds it counted.
         self.counters.end(&mut self.batch);
         self.count();

@@ -2,6 +2,7 @@
 //! clock is read twice a batch: when its requests are taken, and when they are published.
 
 use crate::blk::Traffic;
+use crate::failures::Failure;
 use rustix::io::Errno;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -202,6 +203,8 @@ pub(crate) struct Batch {
     /// When this turn's requests were taken; unknown until there is one.
     taken: Option<Instant>,
     ended: Vec<Ended>,
+    /// By the backend; the first of each errno.
+    pub(crate) failures: Vec<Failure>,
 }
 
 impl Batch {
@@ -241,6 +244,13 @@ impl Batch {
                 requests[class as usize] = 1;
                 self.ended.push(Ended { taken, requests });
             }
+        }
+    }
+
+    /// Notes a request that the backend has failed.
+    pub(crate) fn note(&mut self, failure: Failure) {
+        if self.failures.iter().all(|it| it.errno != failure.errno) {
+            self.failures.push(failure);
         }
     }
 

@@ -145,6 +145,11 @@ impl DataPath {
     }
 
     #[getter]
+    fn on_worker(&self) -> PyResult<bool> {
+        Ok(self.path()?.is_on_worker())
+    }
+
+    #[getter]
     fn event_fd(&self) -> PyResult<c_int> {
         Ok(self.path()?.event_fd().as_raw_fd())
     }
@@ -154,6 +159,7 @@ impl DataPath {
         Ok(events
             .map(|event| match event {
                 Event::Broken { queue, message } => ("broken", queue, message),
+                Event::Failed { queue, message } => ("failed", queue, message),
                 Event::Resized { size } => ("resized", 0, size.to_string()),
                 Event::Connection { message } => ("connection", 0, message),
             })

@@ -62,7 +62,6 @@ def _watch(service: Service, stopper: Stopper) -> Generator[Facts, None, str]:
     return reason
 
 
-
 def _block_requests() -> None:
     """SIGUSR1 waits for :func:`_watch`, to the end of the process: who asks too late must not
     change its exit code. Before there are threads: they inherit it."""

@@ -13,7 +13,8 @@ from vduse.control.statistics import Statistics, collect
 from vduse.daemon.blk.facts import Serving
 from vduse.daemon.commands import BlkOptions
 from vduse.daemon.errors import UserError
-from vduse.device.device import DeviceError
+from vduse.device.device import DRAIN_TIMEOUT, DeviceError
+from vduse.device.within import within
 from vduse.devices.local import local_blk
 from vduse.exports.errors import ExportError
 from vduse.exports.nbd import NbdServer
@@ -135,7 +136,7 @@ class Service:
     def _flush(self) -> None:
         # It would wait for ever behind requests that are not answered.
         if self._answered and self.broken() is None:
-            self._disk.flush()
+            within(DRAIN_TIMEOUT, self._disk.flush, "the last flush")
 
     def _leave_bus(self) -> None:
         # Nobody would answer the reset of a device that has ended; the framework's own end waits

@@ -4,8 +4,9 @@ use super::Finish;
 use super::finish::Used;
 use super::parse::{Request, What};
 use super::wire::{ID_BYTES, Status};
-use crate::Buffer;
 use crate::backend::{Completion, Engine, Info, Kind, Op, Submitted, Token, check};
+use crate::failures::Failure;
+use crate::{Buffer, Extent};
 use rustix::io::Errno;
 
 /// A request whose operations have been handed to an engine.
@@ -20,7 +21,20 @@ pub(crate) struct Execution {
     into: Option<Buffer>,
     /// A flush still has to follow.
     write_through: bool,
-    traffic: Traffic,
+    operation: Operation,
+    /// Where; the first one of several, `None` of a flush.
+    extent: Option<Extent>,
+}
+
+/// What a request is.
+#[derive(Clone, Copy)]
+enum Operation {
+    Read,
+    Write,
+    Flush,
+    GetId,
+    Discard,
+    WriteZeroes,
 }
 
 /// What a finished request counts as; bytes.
@@ -56,11 +70,12 @@ impl Execution {
             data: 0,
             into: None,
             write_through: false,
-            traffic: Traffic::Other,
+            operation: Operation::Flush,
+            extent: None,
         };
         match request.what {
             What::Read { extent, buffer } => {
-                this.traffic = Traffic::Read(buffer.len());
+                (this.operation, this.extent) = (Operation::Read, Some(extent));
                 this.data = buffer.len() as u32; // a chain holds at most 2^32 bytes, with status
                 this.into = (info.kind == Kind::Detachable).then(|| buffer.share());
                 this.submit(Op::Read { extent, buffer }, info, engine, token);
@@ -70,16 +85,19 @@ impl Execution {
                 buffer,
                 write_through,
             } => {
-                this.traffic = Traffic::Write(buffer.len());
+                (this.operation, this.extent) = (Operation::Write, Some(extent));
                 this.write_through = write_through;
                 this.submit(Op::Write { extent, buffer }, info, engine, token);
             }
             What::Flush => this.submit(Op::Flush, info, engine, token),
             What::GetId { buffer } => {
+                this.operation = Operation::GetId;
                 this.data = ID_BYTES as u32;
                 buffer.write(serial);
             }
             What::Discard(ranges) => {
+                this.operation = Operation::Discard;
+                this.extent = ranges.first().map(|(extent, _)| *extent);
                 for (extent, _) in ranges {
                     this.submit(Op::Discard { extent }, info, engine, token);
                 }
@@ -88,6 +106,8 @@ impl Execution {
                 ranges,
                 write_through,
             } => {
+                this.operation = Operation::WriteZeroes;
+                this.extent = ranges.first().map(|(extent, _)| *extent);
                 this.write_through = write_through;
                 for (extent, may_unmap) in ranges {
                     let op = Op::WriteZeroes { extent, may_unmap };
@@ -122,10 +142,23 @@ impl Execution {
     }
 
     /// Ends the request towards the driver.
-    pub(crate) fn finish(self) -> (Used, Result<Traffic, Errno>) {
+    pub(crate) fn finish(self) -> (Used, Result<Traffic, Failure>) {
+        let (operation, extent) = (self.operation, self.extent);
         match self.result {
-            Ok(()) => (self.finish.end(Status::Ok, self.data), Ok(self.traffic)),
-            Err(errno) => (self.finish.end(status_of(errno), 0), Err(errno)),
+            Ok(()) => {
+                let bytes = extent.map_or(0, |extent| extent.len().0);
+                let used = self.finish.end(Status::Ok, self.data);
+                (used, Ok(operation.traffic(bytes)))
+            }
+            Err(errno) => {
+                let operation = operation.name();
+                let failure = Failure {
+                    errno,
+                    operation,
+                    extent,
+                };
+                (self.finish.end(status_of(errno), 0), Err(failure))
+            }
         }
     }
 
@@ -153,6 +186,27 @@ impl Execution {
             Progress::Pending
         } else {
             Progress::Over
+        }
+    }
+}
+
+impl Operation {
+    fn name(self) -> &'static str {
+        match self {
+            Operation::Read => "read",
+            Operation::Write => "write",
+            Operation::Flush => "flush",
+            Operation::GetId => "get id",
+            Operation::Discard => "discard",
+            Operation::WriteZeroes => "write zeroes",
+        }
+    }
+
+    fn traffic(self, bytes: u64) -> Traffic {
+        match self {
+            Operation::Read => Traffic::Read(bytes),
+            Operation::Write => Traffic::Write(bytes),
+            _ => Traffic::Other,
         }
     }
 }

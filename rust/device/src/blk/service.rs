@@ -1,6 +1,6 @@
 //! Serves a virtqueue of a disk: parses each chain, carries it out on the backend's engine.
 
-use super::{Disk, Execution, Parsed, Progress, Request, Rules, parse};
+use super::{Disk, Execution, Parsed, Progress, Request, Rules, Traffic, parse};
 use crate::backend::{Completion, Engine, Info, Kind};
 use crate::handle::QueueId;
 use crate::live::{Live, Stop};
@@ -47,8 +47,7 @@ impl BlkService {
         let engine = self.engine.as_mut();
         match Execution::start(request, &self.disk.serial, info, engine, token) {
             (execution, Progress::Over) => {
-                let (used, end) = execution.finish();
-                live.complete(used.id, used.slots, used.written);
+                let end = complete(execution, live, batch);
                 batch.end_now(end);
             }
             (execution, Progress::Pending) => {
@@ -57,6 +56,19 @@ impl BlkService {
             }
         }
     }
+}
+
+/// Ends a request towards the driver; how it ended.
+fn complete(execution: Execution, live: &mut Live, batch: &mut Batch) -> Result<Traffic, Errno> {
+    let (used, end) = execution.finish();
+    live.complete(used.id, used.slots, used.written);
+    end.map_err(|failure| {
+        // What a backend cannot do the driver has asked for without need.
+        if !matches!(failure.errno, Errno::OPNOTSUPP | Errno::CANCELED) {
+            batch.note(failure);
+        }
+        failure.errno
+    })
 }
 
 impl Service for BlkService {
@@ -99,8 +111,7 @@ impl Service for BlkService {
         if progress == Progress::Over
             && let Some((execution, taken)) = self.in_flight.remove(slot)
         {
-            let (used, end) = execution.finish();
-            live.complete(used.id, used.slots, used.written);
+            let end = complete(execution, live, batch);
             batch.end(taken, end);
         }
     }
