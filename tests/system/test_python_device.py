@@ -26,6 +26,7 @@ from vduse.bus.errors import NoDriver
 from vduse.bus.virtio_blk import VirtioBlk
 from vduse.bus.virtio_rng import VirtioRng
 from vduse.control.features import DeviceId
+from vduse.device.device import DeviceError
 from vduse.devices.virtio import VirtioDevice
 from vduse.framework import Framework
 
@@ -289,3 +290,20 @@ def test_an_exit_in_a_coroutine_is_its_batchs_mistake_alone() -> None:
         words = log.wait_for(f"{NAME}: virtqueue 0: a batch of chains failed")
         assert "SystemExit: bye" in words
         framework.dev_del(NAME)
+
+
+def test_a_handler_cannot_close_its_own_device() -> None:
+    refused: list[str] = []
+
+    class Closing(StreamRng):
+        def submit(self, queue: int, batch: _native.ChainBatch) -> None:
+            with pytest.raises(DeviceError) as caught:
+                self.close()
+            refused.append(str(caught.value))
+            super().submit(queue, batch)
+
+    with Framework(device_ids=[DeviceId.RNG]) as framework, served(Closing(NAME), framework):
+        framework.dev_add(NAME, driver="virtio_vdpa")
+        assert framework.driver(NAME, VirtioRng).read(16) == stream(16)
+        framework.dev_del(NAME)
+    assert refused[0].startswith(f"{NAME}: closed by a handler on the worker")

@@ -144,8 +144,8 @@ class VirtioDevice(ABC):
 
     def close(self, *, destroy: bool = False) -> None:
         """Drains and closes the node. The device stays, for whoever takes it over, unless it is
-        to be destroyed. DeviceError: chains do not end. OSError EBUSY: closed, but on the vDPA
-        bus and not destroyed."""
+        to be destroyed. DeviceError: chains do not end, or the device's own handler calls.
+        OSError EBUSY: closed, but on the vDPA bus and not destroyed."""
         self._device.close()
         self._data_path = None
         if self._loop is not None:
