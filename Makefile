@@ -13,11 +13,11 @@ export PATH := $(BIN):$(PATH)
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 # Debian packages of the larger tests (tests/means.py names the tools); g++ is for libFuzzer.
 SYSTEM_DEPS := e2fsprogs qemu-utils g++ fio nbdkit nbdkit-plugin-python libnbd-bin \
-	python3-libnbd fuse3 mount util-linux
+	python3-libnbd fuse3 mount util-linux qemu-system-x86 busybox-static kmod
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test check bench soak asan loom fuzz build system-deps clean
+.PHONY: help demo test kernel check bench soak asan loom fuzz build system-deps clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ ifeq ($(strip $(ARGS)),)
 endif
 	$(call say,pytest)
 	@pytest $(ARGS)
+
+kernel: build ## A command as root on another kernel, in QEMU: ARGS="--kernel 6.12 -- COMMAND"
+	@python -m tests.kernel $(ARGS)
 
 check: build ## ruff, mypy --strict, stub test, rustfmt, clippy; nothing is changed
 	$(call say,ruff)

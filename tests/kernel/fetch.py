@@ -1,0 +1,157 @@
+"""Debian's kernel packages, by name through apt, unpacked into the checkout's cache.
+
+Nothing is installed and no root is needed: apt keeps its state in the cache too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.kernel.apt import AptError, debian_archive, read_sources, sources_for
+from tests.means import SYSTEM_DEPS, find_program
+
+CACHE = Path(__file__).parents[2] / ".cache" / "kernels"
+#: The kernels that are tested, by version, and the Debian suite that has each.
+SUITES = {"6.12": "trixie", "7.2": "sid"}
+#: Packages of one kernel: the image; from 7.2 on it is in two others.
+_STEMS = ("image", "binary", "modules")
+#: Bytes that fetching one kernel takes for a while: the packages, their contents and apt's lists.
+_SPACE = 700 << 20
+
+
+class BedError(Exception):
+    """The test bed cannot run here; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One unpacked kernel: ``root`` holds the packages' files."""
+
+    root: Path
+
+    @property
+    def modules(self) -> Path:
+        """The directory for /lib/modules/RELEASE, indexed."""
+        [modules] = (self.root / "usr/lib/modules").iterdir()
+        return modules
+
+    @property
+    def image(self) -> Path:
+        """The kernel's bzImage."""
+        old, new = self.root / "boot" / f"vmlinuz-{self.modules.name}", self.modules / "vmlinuz"
+        return old if old.exists() else new
+
+
+def kernel(version: str) -> Kernel:
+    """The newest kernel ``version`` (a key of ``SUITES``), fetched if the cache has none.
+
+    Raises:
+        BedError: it cannot be had here.
+    """
+    if platform.machine() != "x86_64":
+        raise BedError(f"kernels are fetched for x86_64 only, this is {platform.machine()}")
+    place = CACHE / version
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with _locked(CACHE / "lock"):
+        if not place.is_dir():
+            with TemporaryDirectory(dir=CACHE, prefix="fetch-") as folder:
+                _fetch(version, Path(folder)).rename(place)
+    return Kernel(place)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two test runs in one checkout fetch once."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def newest(names: list[str], version: str) -> str:
+    """Release (``6.12.107+deb13-amd64``) of the newest plain ``linux-image`` of a version.
+
+    Raises:
+        BedError: none of the package names is one.
+    """
+    pattern = re.compile(rf"linux-image-({re.escape(version)}\.[^-]+-amd64)")
+    releases = [found[1] for name in names if (found := pattern.fullmatch(name))]
+    if not releases:
+        raise BedError(f"apt has no linux-image-{version}.* in {SUITES[version]}")
+    return max(releases, key=lambda release: [int(n) for n in re.findall(r"\d+", release)])
+
+
+def _fetch(version: str, folder: Path) -> Path:
+    """Gets and unpacks the packages in ``folder``; returns their root."""
+    for program in ("apt-get", "apt-cache", "dpkg-deb", "depmod"):
+        if find_program(program) is None:
+            raise BedError(f"{program} not found: on Debian, {SYSTEM_DEPS}")
+    free = shutil.disk_usage(folder).free
+    if free < _SPACE:
+        raise BedError(f"{CACHE}: {free >> 20} MiB free, {_SPACE >> 20} MiB needed for a kernel")
+    apt = _Apt(folder, SUITES[version])
+    names = apt.run("apt-cache", "pkgnames", "linux-").split()
+    release = newest(names, version)
+    packages = [name for stem in _STEMS if (name := f"linux-{stem}-{release}") in names]
+    apt.run("apt-get", "-qq", "download", *packages)
+    root = folder / "root"
+    for package in sorted(folder.glob("*.deb")):
+        _run("dpkg-deb", "-x", str(package), str(root))
+    _run(find_program("depmod") or "depmod", "-b", str(root / "usr"), release)
+    return root
+
+
+class _Apt:
+    """apt with this machine's configuration, but its own sources, lists and packages."""
+
+    def __init__(self, folder: Path, suite: str) -> None:
+        self._folder = folder
+        codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "stable")
+        try:
+            archive = debian_archive(read_sources(Path("/etc/apt")), codename)
+        except AptError as why:
+            raise BedError(str(why)) from None
+        sources = folder / "debian.sources"
+        sources.write_text(sources_for(archive, (suite,)))
+        (folder / "lists" / "partial").mkdir(parents=True)
+        (folder / "archives" / "partial").mkdir(parents=True)
+        (folder / "status").touch()
+        settings = {
+            "Dir::Etc::SourceList": sources,
+            "Dir::Etc::SourceParts": "/dev/null",
+            "Dir::Etc::Preferences": "/dev/null",
+            "Dir::Etc::PreferencesParts": "/dev/null",
+            "Dir::State": folder,
+            "Dir::State::Lists": folder / "lists",
+            "Dir::State::Status": folder / "status",
+            "Dir::Cache": folder,
+            # The cache may lie where apt's own user cannot go.
+            "APT::Sandbox::User": "root",
+        }
+        self._options = [
+            word for pair in settings.items() for word in ("-o", "{}={}".format(*pair))
+        ]
+        self.run("apt-get", "-qq", "update")
+
+    def run(self, program: str, *args: str) -> str:
+        """Runs an apt program in the folder; returns what it printed."""
+        return _run(program, *self._options, *args, folder=self._folder)
+
+
+def _run(*argv: str, folder: Path | None = None) -> str:
+    done = subprocess.run(
+        argv, cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise BedError(f"{Path(argv[0]).name}: {lines[-1]}")
+    return done.stdout

@@ -1,0 +1,89 @@
+"""The guest's initramfs: a static busybox and the modules that mount this machine's root."""
+
+from __future__ import annotations
+
+import lzma
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.kernel.fetch import BedError
+
+#: Modules that mount the root, in this order.
+_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+_DIRECTORIES = ("bin", "dev", "modules", "proc", "sys", "lower", "upper", "new")
+_INIT = Path(__file__).parent / "boot" / "init"
+
+
+def initramfs(modules: Path, busybox: Path) -> bytes:
+    """The archive: init(8) is boot/init, ``modules`` a /lib/modules/RELEASE that depmod indexed."""
+    archive = Cpio()
+    for name in _DIRECTORIES:
+        archive.add(name, stat.S_IFDIR | 0o755)
+    # Else the kernel gives init no standard output.
+    archive.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
+    archive.add("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes())
+    archive.add("init", stat.S_IFREG | 0o755, _INIT.read_bytes())
+    for number, path in enumerate(load_order((modules / "modules.dep").read_text())):
+        name = f"modules/{number:02}-{Path(path).name.removesuffix('.xz').removesuffix('.zst')}"
+        archive.add(name, stat.S_IFREG | 0o644, _uncompressed(modules / path))
+    return archive.finish()
+
+
+def load_order(modules_dep: str) -> list[str]:
+    """Paths of the modules to load, what each needs before it. Built-in ones are left out."""
+    needs: dict[str, list[str]] = {}
+    for line in modules_dep.splitlines():
+        path, _, others = line.partition(":")
+        needs[path] = others.split()
+    by_name = {Path(path).name.partition(".")[0]: path for path in needs}
+    order: list[str] = []
+
+    def load(path: str) -> None:
+        for other in needs[path]:
+            load(other)
+        if path not in order:
+            order.append(path)
+
+    for name in _MODULES:
+        if name in by_name:
+            load(by_name[name])
+    return order
+
+
+def _uncompressed(path: Path) -> bytes:
+    if path.suffix == ".xz":
+        return lzma.decompress(path.read_bytes())
+    if path.suffix == ".zst":
+        return subprocess.run(["zstd", "-dcq", path], capture_output=True, check=True).stdout
+    if path.suffix == ".ko":
+        return path.read_bytes()
+    raise BedError(f"{path.name}: compressed in a way that is not known here")
+
+
+class Cpio:
+    """Writes a cpio archive of the kind that Linux unpacks (newc)."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._entries = 0
+
+    def add(
+        self, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Adds one file, directory or device node, owned by root."""
+        self._entries += 1
+        self._parts += self._entry(name, mode, data, device)
+
+    def finish(self) -> bytes:
+        """The whole archive."""
+        return b"".join([*self._parts, *self._entry("TRAILER!!!", 0, b"", (0, 0))])
+
+    def _entry(self, name: str, mode: int, data: bytes, device: tuple[int, int]) -> Iterator[bytes]:
+        path = name.encode() + b"\0"
+        # ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
+        fields = (self._entries, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(path), 0)
+        head = b"070701" + b"".join(b"%08x" % field for field in fields) + path
+        for part in (head, data):
+            yield part + bytes(-len(part) % 4)

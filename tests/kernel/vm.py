@@ -1,0 +1,213 @@
+"""A virtual machine of this machine's root and another kernel, for one command."""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import BinaryIO, NoReturn
+
+from tests.kernel.fetch import BedError, Kernel
+from tests.kernel.initramfs import initramfs
+from tests.means import SYSTEM_DEPS, find_program
+
+_BOOT = Path(__file__).parent / "boot"
+#: What the guest's command takes from here besides its PATH.
+_PASSED_ON = ("CI", "VIRTUAL_ENV", "LANG")
+#: The fd on which a command in the guest may write lines for ``VM.lines``.
+RESULTS_FD = 3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the guest is made of."""
+
+    cpus: int = 2
+    memory: int = 2048  # MiB; files that the guest writes lie in it
+    options: str = ""  # more of the kernel's command line
+
+
+class Stopped(Exception):
+    """The guest ended, or was ended, without saying how its command did."""
+
+
+def programs() -> dict[str, str]:
+    """Paths of what a VM needs. Raises BedError for what is missing."""
+    found = {name: find_program(name) for name in ("qemu-system-x86_64", "busybox", "modprobe")}
+    for name, path in found.items():
+        if path is None:
+            raise BedError(f"{name} not found: {SYSTEM_DEPS}")
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def command_line(
+    qemu: str, kernel: Kernel, machine: Machine, run: Path, output: int, results: int
+) -> list[str]:
+    """QEMU's command line; ``output`` and ``results`` are sockets, the guest's ports."""
+    options = "console=ttyS0 quiet panic=-1 mitigations=off tsc=nowatchdog random.trust_cpu=on"
+    return [
+        *(qemu, "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
+        *("-smp", str(machine.cpus), "-m", str(machine.memory)),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-kernel", str(kernel.image), "-initrd", str(run / "initramfs")),
+        *("-append", f"{options} vm.run={run} {machine.options}".strip()),
+        *("-serial", f"file:{run / 'console'}"),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=output,fd={output}"),
+        *("-device", "virtserialport,chardev=output,name=output"),
+        *("-chardev", f"socket,id=results,fd={results}"),
+        *("-device", "virtserialport,chardev=results,name=results"),
+        *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
+        *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+    ]
+
+
+class VM:
+    """A guest that runs one shell command as root and powers off; a context manager.
+
+    The command sees this machine's files; what it writes is the guest's own and is gone with it.
+    It runs in this process's folder with its PATH, VIRTUAL_ENV and CI. ``output`` gets its
+    standard output and error, ours if None. ``run`` is the guest's folder here while it lives.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        command: str,
+        *,
+        machine: Machine = Machine(),
+        output: BinaryIO | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        paths = programs()
+        #: Seconds of the guest's clock when the command began; None before.
+        self.boot_time: float | None = None
+        #: Exit status of the command; None until it ended.
+        self.status: int | None = None
+        self.run = Path(mkdtemp(prefix="vduse-vm-"))
+        self._sink = output or sys.stdout.buffer
+        self._pending = b""
+        try:
+            self._write_run(kernel, command, dict(environment or {}), Path(paths["busybox"]))
+            self._start(paths["qemu-system-x86_64"], kernel, machine)
+        except BaseException:
+            shutil.rmtree(self.run)
+            raise
+
+    def _start(self, qemu: str, kernel: Kernel, machine: Machine) -> None:
+        self._output, output = socket.socketpair()
+        self._results, results = socket.socketpair()
+        fds = (output.fileno(), results.fileno())
+        with output, results, (self.run / "errors").open("w") as errors:
+            self._process = subprocess.Popen(
+                command_line(qemu, kernel, machine, self.run, *fds),
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                pass_fds=fds,
+            )
+
+    def _write_run(
+        self, kernel: Kernel, command: str, environment: dict[str, str], busybox: Path
+    ) -> None:
+        # An unprivileged user's guest reads it as that user; QEMU's is the only way in.
+        shutil.copy(_BOOT / "root", self.run)
+        passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        exports = {**passed, **environment, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+        settings = [f"modules={shlex.quote(str(kernel.modules))}"]
+        settings += [f"folder={shlex.quote(os.getcwd())}"]
+        settings += [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
+        (self.run / "settings").write_text("\n".join(settings) + "\n")
+        (self.run / "command").write_text(command + "\n")
+        (self.run / "initramfs").write_bytes(initramfs(kernel.modules, busybox))
+
+    def lines(self, timeout: float | None = None) -> Iterator[str]:
+        """What the command writes to ``RESULTS_FD``, line by line, until it ends.
+
+        Raises:
+            Stopped: the guest went away before that, or a line took longer than ``timeout``
+                seconds (the guest is ended).
+        """
+        while self.status is None:
+            line = self._line(timeout)
+            word, _, rest = line.partition(" ")
+            if word == "booted":
+                self.boot_time = float(rest)
+            elif word == "exit":
+                self.status = int(rest)
+                self._drain_output()
+            else:
+                yield line
+
+    def wait(self, timeout: float) -> int:
+        """The command's exit status. Raises Stopped as ``lines`` does, ``timeout`` for all."""
+        end = time.monotonic() + timeout
+        for _ in self.lines(timeout=max(0.0, end - time.monotonic())):
+            pass
+        assert self.status is not None
+        return self.status
+
+    def console(self, lines: int = 20) -> str:
+        """The last lines of the guest's console and of QEMU's errors."""
+        console = (self.run / "console").read_text(errors="replace") if self._has_console() else ""
+        errors = (self.run / "errors").read_text(errors="replace")
+        return "\n".join([*console.splitlines()[-lines:], *errors.splitlines()])
+
+    def _has_console(self) -> bool:
+        return (self.run / "console").exists()
+
+    def _line(self, timeout: float | None) -> str:
+        while b"\n" not in self._pending:
+            open_ports = [port for port in (self._output, self._results) if port.fileno() >= 0]
+            ready, _, _ = select.select(open_ports, [], [], timeout)
+            if self._output in ready:
+                self._copy_output()
+            if self._results in ready or not ready:
+                more = self._results.recv(1 << 16) if ready else b""
+                if not more:
+                    self._stop("ended early" if ready else f"said nothing for {timeout:.0f} s")
+                self._pending += more
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line.decode()
+
+    def _drain_output(self) -> None:
+        """All the command's output came before its exit status; some may not be read yet."""
+        self._output.setblocking(False)
+        with suppress(BlockingIOError):
+            while self._output.fileno() >= 0:
+                self._copy_output()
+
+    def _copy_output(self) -> None:
+        data = self._output.recv(1 << 16)
+        if not data:
+            self._output.close()
+        self._sink.write(data)
+        self._sink.flush()
+
+    def _stop(self, why: str) -> NoReturn:
+        self._end()
+        raise Stopped(f"the guest {why}; its console:\n{self.console()}")
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> VM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A guest that has said how its command did has nothing more to tell.
+        self._end()
+        self._results.close()
+        self._output.close()
+        shutil.rmtree(self.run)
