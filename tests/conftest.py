@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from tests import means
+from tests.kernel.plugin import KernelTests
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -23,6 +24,12 @@ settings.register_profile("ci", derandomize=True, database=None, deadline=None)
 settings.register_profile("dev", deadline=None)
 settings.register_profile("long", deadline=None, max_examples=5000)
 settings.load_profile("ci" if IN_CI else "dev")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sends tests for other kernels to guests, unless this is one."""
+    if not config.pluginmanager.has_plugin("tests.kernel.reports"):
+        config.pluginmanager.register(KernelTests(), "kernel-tests")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -62,6 +62,7 @@ def _nbdkit_python() -> bool:
 _PROGRAMS = (
     *("mke2fs", "e2fsck", "debugfs", "losetup", "mount", "umount", "fstrim"),
     *("qemu-img", "qemu-io", "qemu-nbd"),
+    *("modprobe", "vdpa"),
     *("fio", "nbdkit", "nbdcopy", "nbdinfo", "nbdfuse"),
 )
 

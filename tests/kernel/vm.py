@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,10 @@ class Stopped(Exception):
 
 def programs() -> dict[str, str]:
     """Paths of what a VM needs. Raises BedError for what is missing."""
-    found = {name: find_program(name) for name in ("qemu-system-x86_64", "busybox", "modprobe")}
+    found = {
+        name: find_program(name)
+        for name in ("qemu-system-x86_64", "setpriv", "busybox", "modprobe")
+    }
     for name, path in found.items():
         if path is None:
             raise BedError(f"{name} not found: {SYSTEM_DEPS}")
@@ -76,8 +79,9 @@ class VM:
     """A guest that runs one shell command as root and powers off; a context manager.
 
     The command sees this machine's files; what it writes is the guest's own and is gone with it.
-    It runs in this process's folder with its PATH, VIRTUAL_ENV and CI. ``output`` gets its
-    standard output and error, ours if None. ``run`` is the guest's folder here while it lives.
+    It runs in ``folder`` (this process's, if None) with this process's PATH, VIRTUAL_ENV and CI.
+    ``output`` gets its standard output and error; ours does, if None. ``run`` is the guest's folder
+    here while it lives.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class VM:
         *,
         machine: Machine = Machine(),
         output: BinaryIO | None = None,
-        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         paths = programs()
         #: Seconds of the guest's clock when the command began; None before.
@@ -98,7 +102,7 @@ class VM:
         self._sink = output or sys.stdout.buffer
         self._pending = b""
         try:
-            self._write_run(kernel, command, dict(environment or {}), Path(paths["busybox"]))
+            self._write_run(kernel, command, folder or Path.cwd(), Path(paths["busybox"]))
             self._start(paths["qemu-system-x86_64"], kernel, machine)
         except BaseException:
             shutil.rmtree(self.run)
@@ -110,22 +114,25 @@ class VM:
         fds = (output.fileno(), results.fileno())
         with output, results, (self.run / "errors").open("w") as errors:
             self._process = subprocess.Popen(
-                command_line(qemu, kernel, machine, self.run, *fds),
+                # With nobody at its ports the guest would wait for ever.
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    *command_line(qemu, kernel, machine, self.run, *fds),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
                 pass_fds=fds,
             )
 
-    def _write_run(
-        self, kernel: Kernel, command: str, environment: dict[str, str], busybox: Path
-    ) -> None:
-        # An unprivileged user's guest reads it as that user; QEMU's is the only way in.
+    def _write_run(self, kernel: Kernel, command: str, folder: Path, busybox: Path) -> None:
         shutil.copy(_BOOT / "root", self.run)
-        passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        exports = {**passed, **environment, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+        exports = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        exports["PATH"] = f"{os.environ['PATH']}:/usr/sbin:/sbin"
         settings = [f"modules={shlex.quote(str(kernel.modules))}"]
-        settings += [f"folder={shlex.quote(os.getcwd())}"]
+        settings += [f"folder={shlex.quote(str(folder))}"]
         settings += [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
         (self.run / "settings").write_text("\n".join(settings) + "\n")
         (self.run / "command").write_text(command + "\n")
@@ -202,12 +209,15 @@ class VM:
         self._process.kill()
         self._process.wait()
 
-    def __enter__(self) -> VM:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # A guest that has said how its command did has nothing more to tell.
+    def close(self) -> None:
+        """Ends the guest, if it still runs, and removes its folder."""
         self._end()
         self._results.close()
         self._output.close()
         shutil.rmtree(self.run)
+
+    def __enter__(self) -> VM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,183 @@
+"""The machine's side of a test run: tests with a ``kernel`` mark run in a guest with that kernel.
+
+They are collected here as any other. All that need the same guest go into one boot, as pytest's
+arguments there; the guest sends every report (reports.py) and they become results here. A guest
+that dies fails the test it was in; the tests after it get a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import Any
+
+import pytest
+
+from tests.kernel.fetch import BedError, kernel
+from tests.kernel.vm import VM, Machine, Stopped
+
+#: Seconds that a guest may take to boot and to start its pytest, on a busy machine.
+_START = 240
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What a test asks of its guest; tests that ask the same share one."""
+
+    version: str
+    machine: Machine
+
+
+def boot_of(item: pytest.Item) -> Boot | None:
+    """The guest of a test; None for a test that runs here."""
+    mark = item.get_closest_marker("kernel")
+    if mark is None:
+        return None
+    machine = item.get_closest_marker("machine")
+    return Boot(mark.args[0], Machine(**machine.kwargs) if machine else Machine())
+
+
+class Guest:
+    """One boot, with the tests that run in it."""
+
+    def __init__(self, boot: Boot, items: list[pytest.Item]) -> None:
+        config = items[0].config
+        #: The guest's own output; it tells why a run ended early.
+        self._output = TemporaryFile()  # noqa: SIM115 - closed with the guest
+        self._vm = VM(
+            kernel(boot.version),
+            guest_command(config, items),
+            machine=boot.machine,
+            output=self._output,
+            folder=config.rootpath,
+        )
+        limits = [float(m.args[0]) for i in items if (m := i.get_closest_marker("timeout"))]
+        default = float(config.getini("timeout") or 0)
+        self.lines = self._vm.lines(timeout=_START + max([default, *limits]))
+
+    def ended(self) -> str:
+        """What to say of a test that did not run although pytest ended."""
+        return f"pytest in the guest ended with status {self._vm.status}:\n{self.output()}"
+
+    def output(self, lines: int = 40) -> str:
+        """The last lines that pytest printed in the guest."""
+        self._output.seek(0)
+        text = self._output.read().decode(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def close(self) -> None:
+        """Ends the guest."""
+        self._vm.close()
+        self._output.close()
+
+
+def guest_command(config: pytest.Config, items: list[pytest.Item]) -> str:
+    """The shell command that runs these tests in the guest."""
+    options = ["-p", "tests.kernel.reports", "-p", "no:cacheprovider", "--color=no"]
+    options += [f"--tb={config.option.tbstyle}", f"--verbosity={config.option.verbose}"]
+    ids = [item.nodeid for item in items]
+    return "exec " + shlex.join([sys.executable, "-m", "pytest", *options, *ids])
+
+
+class KernelTests:
+    """The plugin. ``start`` boots a guest for tests."""
+
+    def __init__(self, start: Callable[[Boot, list[pytest.Item]], Guest] = Guest) -> None:
+        self._start = start
+        self._guest: Guest | None = None
+        self._boot: Boot | None = None
+        self._waiting: dict[Boot, list[pytest.Item]] = defaultdict(list)
+        self._reports: dict[str, list[pytest.TestReport]] = defaultdict(list)
+        self._finished: set[str] = set()
+        #: Why the tests of a boot that are left cannot run: the bed is not complete.
+        self._missing: dict[Boot, str] = {}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """What runs here comes first, then boot after boot."""
+        here = [item for item in items if boot_of(item) is None]
+        for item in items:
+            if boot := boot_of(item):
+                self._waiting[boot].append(item)
+        items[:] = here + [item for waiting in self._waiting.values() for item in waiting]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_timeout_set_timer(self, item: pytest.Item) -> bool | None:
+        """pytest-timeout watches the test in the guest, not here, where booting counts too."""
+        return None if boot_of(item) is None else True
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        """Reports a guest's test."""
+        boot = boot_of(item)
+        if boot is None:
+            return None
+        if not self._ensure_guest(boot):
+            item.add_marker(pytest.mark.skip(reason=self._missing[boot]))
+            return None
+        hook = item.ihook
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in self._results(item):
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        self._waiting[boot].remove(item)
+        return True
+
+    def pytest_unconfigure(self) -> None:
+        """Ends the guest of a run that ends early."""
+        self._close()
+
+    def _ensure_guest(self, boot: Boot) -> bool:
+        if boot in self._missing:
+            return False
+        if self._guest is None or self._boot != boot:
+            self._close()
+            try:
+                self._guest, self._boot = self._start(boot, self._waiting[boot]), boot
+            except BedError as why:
+                self._missing[boot] = str(why)
+                return False
+        return True
+
+    def _close(self) -> None:
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+    def _results(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+        guest = self._guest
+        assert guest is not None
+        try:
+            while item.nodeid not in self._finished:
+                line = next(guest.lines, None)
+                if line is None:
+                    yield from _failure(item, guest.ended())
+                    return
+                self._take(item.config, json.loads(line))
+        except Stopped as why:
+            yield from self._reports.pop(item.nodeid, [])
+            yield from _failure(item, f"{why}\nand its pytest:\n{guest.output()}")
+            self._close()
+            return
+        yield from self._reports.pop(item.nodeid, [])
+
+    def _take(self, config: pytest.Config, data: dict[str, Any]) -> None:
+        if "finished" in data:
+            self._finished.add(data["finished"])
+            return
+        report = config.hook.pytest_report_from_serializable(config=config, data=data)
+        self._reports[report.nodeid].append(report)
+
+
+def _failure(item: pytest.Item, text: str) -> Iterator[pytest.TestReport]:
+    """Reports of a test that its guest could not finish."""
+    common: dict[str, Any] = {"keywords": dict.fromkeys(item.keywords, 1)}
+    common |= {"nodeid": item.nodeid, "location": item.location}
+    yield pytest.TestReport(when="call", outcome="failed", longrepr=text, **common)
+    # Some reporters count a test as over with this phase.
+    yield pytest.TestReport(when="teardown", outcome="passed", longrepr=None, **common)
