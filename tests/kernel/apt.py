@@ -80,10 +80,10 @@ def debian_archive(sources: list[Source], codename: str) -> Source:
     raise AptError("apt's sources name no Debian archive: add this release's main component")
 
 
-def sources_for(archive: Source, suites: tuple[str, ...]) -> str:
-    """A ``.sources`` file with other suites of the same archive, package lists only."""
+def sources_for(archive: Source, suite: str) -> str:
+    """A ``.sources`` file with another suite of the same archive, package lists only."""
     signed_by = f"Signed-By: {archive.signed_by}\n" if archive.signed_by else ""
     return (
-        f"Types: deb\nURIs: {archive.uris[0]}\nSuites: {' '.join(suites)}\nComponents: main\n"
+        f"Types: deb\nURIs: {archive.uris[0]}\nSuites: {suite}\nComponents: main\n"
         f"Architectures: amd64\nTargets: Packages\n{signed_by}"
     )

@@ -9,6 +9,7 @@ import fcntl
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.kernel.apt import AptError, debian_archive, read_sources, sources_for
-from tests.means import SYSTEM_DEPS, find_program
+from tests.means import find_program
 
 CACHE = Path(__file__).parents[2] / ".cache" / "kernels"
 #: The kernels that are tested, by version, and the Debian suite that has each.
@@ -94,7 +95,7 @@ def _fetch(version: str, folder: Path) -> Path:
     """Gets and unpacks the packages in ``folder``; returns their root."""
     for program in ("apt-get", "apt-cache", "dpkg-deb", "depmod"):
         if find_program(program) is None:
-            raise BedError(f"{program} not found: on Debian, {SYSTEM_DEPS}")
+            raise BedError(f"needs {program}: kernels come as Debian packages, through apt")
     free = shutil.disk_usage(folder).free
     if free < _SPACE:
         raise BedError(f"{CACHE}: {free >> 20} MiB free, {_SPACE >> 20} MiB needed for a kernel")
@@ -121,7 +122,7 @@ class _Apt:
         except AptError as why:
             raise BedError(str(why)) from None
         sources = folder / "debian.sources"
-        sources.write_text(sources_for(archive, (suite,)))
+        sources.write_text(sources_for(archive, suite))
         (folder / "lists" / "partial").mkdir(parents=True)
         (folder / "archives" / "partial").mkdir(parents=True)
         (folder / "status").touch()
@@ -152,6 +153,7 @@ def _run(*argv: str, folder: Path | None = None) -> str:
         argv, cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise BedError(f"{Path(argv[0]).name}: {lines[-1]}")
+        log = CACHE / "log"
+        log.write_text(f"{shlex.join(argv)}\n{done.stdout}{done.stderr}")
+        raise BedError(f"{Path(argv[0]).name} failed, see {log}: no network, or an old mirror?")
     return done.stdout

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import lzma
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.kernel.fetch import BedError
+from tests.means import SYSTEM_DEPS
 
 #: Modules that mount the root, in this order.
 _MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
@@ -17,16 +17,23 @@ _INIT = Path(__file__).parent / "boot" / "init"
 
 
 def initramfs(modules: Path, busybox: Path) -> bytes:
-    """The archive: init(8) is boot/init, ``modules`` a /lib/modules/RELEASE that depmod indexed."""
+    """The archive: init(8) is boot/init, ``modules`` a /lib/modules/RELEASE that depmod indexed.
+
+    Raises:
+        BedError: busybox is not static, or a module is compressed in an unknown way.
+    """
     archive = Cpio()
     for name in _DIRECTORIES:
         archive.add(name, stat.S_IFDIR | 0o755)
     # Else the kernel gives init no standard output.
     archive.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
-    archive.add("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes())
+    program = busybox.read_bytes()
+    if b"/ld-linux" in program[:4096]:
+        raise BedError(f"{busybox} is not static: {SYSTEM_DEPS}")
+    archive.add("bin/busybox", stat.S_IFREG | 0o755, program)
     archive.add("init", stat.S_IFREG | 0o755, _INIT.read_bytes())
     for number, path in enumerate(load_order((modules / "modules.dep").read_text())):
-        name = f"modules/{number:02}-{Path(path).name.removesuffix('.xz').removesuffix('.zst')}"
+        name = f"modules/{number:02}-{Path(path).name.removesuffix('.xz')}"
         archive.add(name, stat.S_IFREG | 0o644, _uncompressed(modules / path))
     return archive.finish()
 
@@ -55,8 +62,6 @@ def load_order(modules_dep: str) -> list[str]:
 def _uncompressed(path: Path) -> bytes:
     if path.suffix == ".xz":
         return lzma.decompress(path.read_bytes())
-    if path.suffix == ".zst":
-        return subprocess.run(["zstd", "-dcq", path], capture_output=True, check=True).stdout
     if path.suffix == ".ko":
         return path.read_bytes()
     raise BedError(f"{path.name}: compressed in a way that is not known here")

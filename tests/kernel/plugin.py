@@ -13,8 +13,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from tempfile import TemporaryFile
-from typing import Any
+from io import BytesIO
+from typing import Any, Protocol
 
 import pytest
 
@@ -48,7 +48,7 @@ class Guest:
     def __init__(self, boot: Boot, items: list[pytest.Item]) -> None:
         config = items[0].config
         #: The guest's own output; it tells why a run ended early.
-        self._output = TemporaryFile()  # noqa: SIM115 - closed with the guest
+        self._output = BytesIO()
         self._vm = VM(
             kernel(boot.version),
             guest_command(config, items),
@@ -66,14 +66,12 @@ class Guest:
 
     def output(self, lines: int = 40) -> str:
         """The last lines that pytest printed in the guest."""
-        self._output.seek(0)
-        text = self._output.read().decode(errors="replace")
+        text = self._output.getvalue().decode(errors="replace")
         return "\n".join(text.splitlines()[-lines:])
 
     def close(self) -> None:
         """Ends the guest."""
         self._vm.close()
-        self._output.close()
 
 
 def guest_command(config: pytest.Config, items: list[pytest.Item]) -> str:
@@ -84,12 +82,22 @@ def guest_command(config: pytest.Config, items: list[pytest.Item]) -> str:
     return "exec " + shlex.join([sys.executable, "-m", "pytest", *options, *ids])
 
 
+class Runs(Protocol):
+    """What the plugin needs of a guest; ``Guest`` says more of each."""
+
+    lines: Iterator[str]
+
+    def ended(self) -> str: ...
+    def output(self) -> str: ...
+    def close(self) -> None: ...
+
+
 class KernelTests:
     """The plugin. ``start`` boots a guest for tests."""
 
-    def __init__(self, start: Callable[[Boot, list[pytest.Item]], Guest] = Guest) -> None:
+    def __init__(self, start: Callable[[Boot, list[pytest.Item]], Runs] = Guest) -> None:
         self._start = start
-        self._guest: Guest | None = None
+        self._guest: Runs | None = None
         self._boot: Boot | None = None
         self._waiting: dict[Boot, list[pytest.Item]] = defaultdict(list)
         self._reports: dict[str, list[pytest.TestReport]] = defaultdict(list)
@@ -100,11 +108,14 @@ class KernelTests:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """What runs here comes first, then boot after boot."""
-        here = [item for item in items if boot_of(item) is None]
-        for item in items:
+        boots = list(dict.fromkeys(map(boot_of, items)))
+        items.sort(key=lambda item: (boot := boot_of(item)) is not None and 1 + boots.index(boot))
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Notes what each boot is to run."""
+        for item in session.items:
             if boot := boot_of(item):
                 self._waiting[boot].append(item)
-        items[:] = here + [item for waiting in self._waiting.values() for item in waiting]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_timeout_set_timer(self, item: pytest.Item) -> bool | None:
@@ -171,6 +182,8 @@ class KernelTests:
             self._finished.add(data["finished"])
             return
         report = config.hook.pytest_report_from_serializable(config=config, data=data)
+        if isinstance(report.longrepr, list):
+            report.longrepr = tuple(report.longrepr)  # of a skip; JSON has no tuples
         self._reports[report.nodeid].append(report)
 
 

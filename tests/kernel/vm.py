@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ def programs() -> dict[str, str]:
     }
     for name, path in found.items():
         if path is None:
-            raise BedError(f"{name} not found: {SYSTEM_DEPS}")
+            raise BedError(f"needs {name}: {SYSTEM_DEPS}")
     return {name: path for name, path in found.items() if path is not None}
 
 
@@ -138,28 +138,19 @@ class VM:
         (self.run / "command").write_text(command + "\n")
         (self.run / "initramfs").write_bytes(initramfs(kernel.modules, busybox))
 
-    def lines(self, timeout: float | None = None) -> Iterator[str]:
+    def lines(self, timeout: float) -> Iterator[str]:
         """What the command writes to ``RESULTS_FD``, line by line, until it ends.
 
         Raises:
             Stopped: the guest went away before that, or a line took longer than ``timeout``
                 seconds (the guest is ended).
         """
-        while self.status is None:
-            line = self._line(timeout)
-            word, _, rest = line.partition(" ")
-            if word == "booted":
-                self.boot_time = float(rest)
-            elif word == "exit":
-                self.status = int(rest)
-                self._drain_output()
-            else:
-                yield line
+        return self._until_exit(lambda: time.monotonic() + timeout)
 
     def wait(self, timeout: float) -> int:
         """The command's exit status. Raises Stopped as ``lines`` does, ``timeout`` for all."""
         end = time.monotonic() + timeout
-        for _ in self.lines(timeout=max(0.0, end - time.monotonic())):
+        for _ in self._until_exit(lambda: end):
             pass
         assert self.status is not None
         return self.status
@@ -173,16 +164,31 @@ class VM:
     def _has_console(self) -> bool:
         return (self.run / "console").exists()
 
-    def _line(self, timeout: float | None) -> str:
+    def _until_exit(self, deadline: Callable[[], float]) -> Iterator[str]:
+        while self.status is None:
+            line = self._line(deadline())
+            word, _, rest = line.partition(" ")
+            if word == "booted":
+                self.boot_time = float(rest)
+            elif word == "exit":
+                self.status = int(rest)
+                self._drain_output()
+            else:
+                yield line
+
+    def _line(self, deadline: float) -> str:
         while b"\n" not in self._pending:
-            open_ports = [port for port in (self._output, self._results) if port.fileno() >= 0]
-            ready, _, _ = select.select(open_ports, [], [], timeout)
+            left = max(0.0, deadline - time.monotonic())
+            ports = [port for port in (self._output, self._results) if port.fileno() >= 0]
+            ready, _, _ = select.select(ports, [], [], left)
+            if not ready:
+                self._stop("was out of time and was ended")
             if self._output in ready:
                 self._copy_output()
-            if self._results in ready or not ready:
-                more = self._results.recv(1 << 16) if ready else b""
+            if self._results in ready:
+                more = self._results.recv(1 << 16)
                 if not more:
-                    self._stop("ended early" if ready else f"said nothing for {timeout:.0f} s")
+                    self._stop("ended early")
                 self._pending += more
         line, _, self._pending = self._pending.partition(b"\n")
         return line.decode()
