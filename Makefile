@@ -34,7 +34,7 @@ endif
 	$(call say,pytest)
 	@pytest $(ARGS)
 
-kernel: build ## A command as root on another kernel, in QEMU: ARGS="--kernel 6.12 -- COMMAND"
+kernel: build ## A command as root on another kernel, in QEMU [ARGS="--kernel 6.12 -- COMMAND"]
 	@python -m tests.kernel $(ARGS)
 
 check: build ## ruff, mypy --strict, stub test, rustfmt, clippy; nothing is changed

@@ -35,6 +35,8 @@ def main() -> int:
     except Stopped as why:
         print(f"error: {why}", file=sys.stderr)
         return 125
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

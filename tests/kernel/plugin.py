@@ -108,8 +108,8 @@ class KernelTests:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """What runs here comes first, then boot after boot."""
-        boots = list(dict.fromkeys(map(boot_of, items)))
-        items.sort(key=lambda item: (boot := boot_of(item)) is not None and 1 + boots.index(boot))
+        boots = [None, *dict.fromkeys(filter(None, map(boot_of, items)))]
+        items.sort(key=lambda item: boots.index(boot_of(item)))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Notes what each boot is to run."""
