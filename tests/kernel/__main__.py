@@ -13,7 +13,7 @@ from tests.kernel.fetch import SUITES, BedError, kernel
 from tests.kernel.vm import VM, Machine, Stopped
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command in the guest."""
     parser = argparse.ArgumentParser(prog="make kernel", description=__doc__)
     parser.add_argument("--kernel", choices=list(SUITES), default="7.2")
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--options", default="", help="more of the kernel's command line")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for all of it")
     parser.add_argument("command", nargs="+", help="one argument: for sh; several: a program's")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     [first, *others] = args.command
     command = shlex.join([first, *others]) if others else first
     machine = Machine(args.cpus, args.memory, args.options)

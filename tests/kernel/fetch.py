@@ -27,7 +27,7 @@ SUITES = {"6.12": "trixie", "7.2": "sid"}
 #: Packages of one kernel: the image; from 7.2 on it is in two others.
 _STEMS = ("image", "binary", "modules")
 #: Bytes that fetching one kernel takes for a while: the packages, their contents and apt's lists.
-_SPACE = 700 << 20
+_SPACE = 400 << 20
 
 
 class BedError(Exception):

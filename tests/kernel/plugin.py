@@ -128,7 +128,7 @@ class KernelTests:
         boot = boot_of(item)
         if boot is None:
             return None
-        if not self._ensure_guest(boot):
+        if item.nodeid not in self._finished and not self._ensure_guest(boot):
             item.add_marker(pytest.mark.skip(reason=self._missing[boot]))
             return None
         hook = item.ihook
@@ -149,7 +149,8 @@ class KernelTests:
         if self._guest is None or self._boot != boot:
             self._close()
             try:
-                self._guest, self._boot = self._start(boot, self._waiting[boot]), boot
+                left = [i for i in self._waiting[boot] if i.nodeid not in self._finished]
+                self._guest, self._boot = self._start(boot, left), boot
             except BedError as why:
                 self._missing[boot] = str(why)
                 return False
@@ -161,21 +162,21 @@ class KernelTests:
             self._guest = None
 
     def _results(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
-        guest = self._guest
-        assert guest is not None
-        try:
-            while item.nodeid not in self._finished:
-                line = next(guest.lines, None)
-                if line is None:
-                    yield from _failure(item, guest.ended())
-                    return
-                self._take(item.config, json.loads(line))
-        except Stopped as why:
-            yield from self._reports.pop(item.nodeid, [])
-            yield from _failure(item, f"{why}\nand its pytest:\n{guest.output()}")
-            self._close()
-            return
+        """A test's reports, from the guest that runs it or has run it."""
+        failure = ""
+        while item.nodeid not in self._finished and not failure:
+            assert self._guest is not None
+            try:
+                if line := next(self._guest.lines, None):
+                    self._take(item.config, json.loads(line))
+                else:
+                    failure = self._guest.ended()
+            except Stopped as why:
+                failure = f"{why}\nand its pytest:\n{self._guest.output()}"
+                self._close()
         yield from self._reports.pop(item.nodeid, [])
+        if failure:
+            yield from _failure(item, failure)
 
     def _take(self, config: pytest.Config, data: dict[str, Any]) -> None:
         if "finished" in data:

@@ -43,21 +43,20 @@ class Stopped(Exception):
 
 def programs() -> dict[str, str]:
     """Paths of what a VM needs. Raises BedError for what is missing."""
-    found = {
-        name: find_program(name)
-        for name in ("qemu-system-x86_64", "setpriv", "busybox", "modprobe")
-    }
-    for name, path in found.items():
-        if path is None:
+    found = {}
+    for name in ("qemu-system-x86_64", "setpriv", "busybox", "modprobe"):
+        if (path := find_program(name)) is None:
             raise BedError(f"needs {name}: {SYSTEM_DEPS}")
-    return {name: path for name, path in found.items() if path is not None}
+        found[name] = path
+    return found
 
 
 def command_line(
     qemu: str, kernel: Kernel, machine: Machine, run: Path, output: int, results: int
 ) -> list[str]:
     """QEMU's command line; ``output`` and ``results`` are sockets, the guest's ports."""
-    options = "console=ttyS0 quiet panic=-1 mitigations=off tsc=nowatchdog random.trust_cpu=on"
+    # What is wrong with the kernel ends the guest, and QEMU does not boot it again.
+    options = "console=ttyS0 quiet oops=panic panic=-1 mitigations=off tsc=nowatchdog"
     return [
         *(qemu, "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
         *("-smp", str(machine.cpus), "-m", str(machine.memory)),
@@ -113,14 +112,10 @@ class VM:
         self._results, results = socket.socketpair()
         fds = (output.fileno(), results.fileno())
         with output, results, (self.run / "errors").open("w") as errors:
+            line = command_line(qemu, kernel, machine, self.run, *fds)
             self._process = subprocess.Popen(
                 # With nobody at its ports the guest would wait for ever.
-                [
-                    "setpriv",
-                    "--pdeathsig",
-                    "KILL",
-                    *command_line(qemu, kernel, machine, self.run, *fds),
-                ],
+                ["setpriv", "--pdeathsig=KILL", *line],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
@@ -128,6 +123,7 @@ class VM:
             )
 
     def _write_run(self, kernel: Kernel, command: str, folder: Path, busybox: Path) -> None:
+        (self.run / "console").touch()
         shutil.copy(_BOOT / "root", self.run)
         exports = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         exports["PATH"] = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -155,14 +151,11 @@ class VM:
         assert self.status is not None
         return self.status
 
-    def console(self, lines: int = 20) -> str:
+    def console(self, lines: int = 60) -> str:
         """The last lines of the guest's console and of QEMU's errors."""
-        console = (self.run / "console").read_text(errors="replace") if self._has_console() else ""
+        console = (self.run / "console").read_text(errors="replace")
         errors = (self.run / "errors").read_text(errors="replace")
         return "\n".join([*console.splitlines()[-lines:], *errors.splitlines()])
-
-    def _has_console(self) -> bool:
-        return (self.run / "console").exists()
 
     def _until_exit(self, deadline: Callable[[], float]) -> Iterator[str]:
         while self.status is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel import __main__ as bed_command
 from tests.kernel import fetch, initramfs, vm
 from tests.kernel.fetch import BedError, Kernel
 from tests.kernel.initramfs import Cpio, load_order
@@ -158,3 +159,14 @@ def test_missing_program_names_what_provides_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(vm, "find_program", lambda name: None if name == "busybox" else name)
     with pytest.raises(BedError, match=r"^needs busybox: make system-deps$"):
         vm.programs()
+
+
+def test_missing_bed_is_one_line_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kernel(version: str) -> Kernel:
+        raise BedError(f"no {version} here")
+
+    monkeypatch.setattr(bed_command, "kernel", kernel)
+    assert bed_command.main(["--kernel", "6.12", "--", "true"]) == 2
+    assert capsys.readouterr().err == "error: no 6.12 here\n"

@@ -1,4 +1,4 @@
-"""The ``machine`` mark: another guest for tests that need one."""
+"""The ``machine`` mark: another guest for tests that need one. These run in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.machine(cpus=4, memory=1024, options="maxcpus=3")
+pytestmark = [
+    pytest.mark.kernel("7.2"),
+    pytest.mark.machine(cpus=4, memory=1024, options="maxcpus=3"),
+]
 
 
 def test_cpus_and_the_kernels_command_line_are_as_asked() -> None:
