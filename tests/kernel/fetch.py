@@ -107,7 +107,9 @@ def _fetch(version: str, folder: Path) -> Path:
     root = folder / "root"
     for package in sorted(folder.glob("*.deb")):
         _run("dpkg-deb", "-x", str(package), str(root))
-    _run(find_program("depmod") or "depmod", "-b", str(root / "usr"), release)
+    # Where depmod looks depends on how it was built: in lib/modules or in usr/lib/modules.
+    (root / "lib").symlink_to("usr/lib")
+    _run(find_program("depmod") or "depmod", "-b", str(root), release)
     return root
 
 
@@ -135,6 +137,7 @@ class _Apt:
             "Dir::State::Lists": folder / "lists",
             "Dir::State::Status": folder / "status",
             "Dir::Cache": folder,
+            "APT::Update::Error-Mode": "any",
             # The cache may lie where apt's own user cannot go.
             "APT::Sandbox::User": "root",
         }
