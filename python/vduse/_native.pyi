@@ -23,6 +23,7 @@ __all__ = [
     "Faults",
     "IoBatch",
     "IoRequest",
+    "KernelNode",
     "KickRelay",
     "NbdExport",
     "Pool",
@@ -66,6 +67,17 @@ class CallSocket:
         """
     def fileno(self) -> int: ...
     def close(self) -> None: ...
+
+@final
+class KernelNode:
+    """An open /dev/vduse/NAME; also resolves IOTLB misses and injects irqs for the data path, by
+    ioctl. Takes ownership of ``fd``."""
+
+    def __new__(cls, fd: int, api_version: int) -> Self: ...
+    def fileno(self) -> int:
+        """The fd, for poll, read, write and all other ioctls. ValueError after close."""
+    def close(self) -> None:
+        """Closes the node, though a data path may still hold it: its misses and irqs fail."""
 
 # --- framework ---------------------------------------------------------------------------
 
@@ -586,7 +598,7 @@ class BlkDataPath(DataPath):
         cls,
         pool: Pool,
         backend: Backend,
-        resolver: CallSocket,
+        resolver: CallSocket | KernelNode,
         limits: dict[str, int],
         serial: bytes,
     ) -> Self:
@@ -650,7 +662,7 @@ class ChainDataPath(DataPath):
     def __new__(
         cls,
         pool: Pool,
-        resolver: CallSocket,
+        resolver: CallSocket | KernelNode,
         submit: Callable[[int, ChainBatch], object],
         drain: Callable[[int], object] | None = None,
     ) -> Self:

@@ -7,7 +7,7 @@ named in :attr:`Channel.extensions`.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from vduse import _native
 from vduse.control.abi import (
@@ -24,6 +24,9 @@ from vduse.control.abi import (
 EXT_CALLFD = "callfd"
 #: The channel keeps memory for in-flight records while devices come and go.
 EXT_INFLIGHT = "inflight"
+
+#: What a data path resolves IOTLB misses and injects irqs with, without the GIL.
+Resolver: TypeAlias = _native.CallSocket | _native.KernelNode
 
 
 class ControlPort(Protocol):
@@ -49,7 +52,7 @@ class Channel(Protocol):
 
     def receive(self) -> DevRequest | None:
         """The next message, None if there is none now. ConnectionResetError: the framework
-        is gone."""
+        is gone. ConnectionAbortedError: it has given the device up, for good."""
 
     def respond(self, response: DevResponse) -> None: ...
     def dev_get_features(self) -> int: ...
@@ -65,8 +68,8 @@ class Channel(Protocol):
     def iotlb_get_info(self, start: int, last: int) -> IovaInfo: ...
     def iotlb_reg_umem(self, umem: IovaUmem) -> None: ...
     def iotlb_dereg_umem(self, umem: IovaUmem) -> None: ...
-    def resolver(self) -> _native.CallSocket:
-        """What the data path resolves IOTLB misses and injects irqs with."""
+    def resolver(self) -> Resolver:
+        """The data path's way into this channel; of no more use after :meth:`close`."""
 
     def vq_get_callfd(self, index: int) -> int:
         """EXT_CALLFD: the fd that signals an irq of this virtqueue (the caller owns it)."""

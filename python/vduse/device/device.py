@@ -10,8 +10,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TypeVar
 
-from vduse import _native
-from vduse.channel.base import Channel, ControlPort
+from vduse.channel.base import Channel, ControlPort, Resolver
 from vduse.control.abi import DevResponse
 from vduse.device.attach import create_or_open
 from vduse.device.control_thread import ControlThread
@@ -43,7 +42,7 @@ class Device:
     def __init__(
         self,
         spec: DeviceSpec,
-        make_data_path: Callable[[_native.CallSocket], DataPath],
+        make_data_path: Callable[[Resolver], DataPath],
         *,
         resized: Callable[[], None] | None = None,
         thread: ControlThread | None = None,
@@ -266,6 +265,9 @@ class _Attached:
         # One message a round: a handler may have gone off to wait, and other devices wait too.
         try:
             request = self.channel.receive()
+        except ConnectionAbortedError as error:
+            self.give_up(str(error))
+            return
         except ConnectionError as error:
             self.give_up(f"the framework is gone: {error}")
             return

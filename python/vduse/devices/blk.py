@@ -8,7 +8,7 @@ import threading
 
 from vduse import _native
 from vduse.backends.python import PythonBackend
-from vduse.channel.base import ControlPort
+from vduse.channel.base import ControlPort, Resolver
 from vduse.control.features import BlkFeature, DeviceId, Feature
 from vduse.control.statistics import DeviceStats
 from vduse.device.control_thread import ControlThread
@@ -263,7 +263,7 @@ class BlkDevice:
         except (DeviceError, OSError, ValueError) as error:
             log.info("%s: resized, but not told the driver: %s", self.name, error)
 
-    def _make_data_path(self, resolver: _native.CallSocket) -> _native.BlkDataPath:
+    def _make_data_path(self, resolver: Resolver) -> _native.BlkDataPath:
         limits = data_path_limits(self._config, read_only=self._read_only)
         self._data_path = _native.BlkDataPath(
             self.pool, self._backend, resolver, limits, self._serial

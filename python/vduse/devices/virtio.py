@@ -18,7 +18,7 @@ from inspect import iscoroutinefunction
 from typing import ClassVar
 
 from vduse import _native
-from vduse.channel.base import ControlPort
+from vduse.channel.base import ControlPort, Resolver
 from vduse.control.features import Feature
 from vduse.control.statistics import DeviceStats
 from vduse.device.control_thread import ControlThread
@@ -157,7 +157,7 @@ class VirtioDevice(ABC):
         if destroy:
             self._device.destroy()
 
-    def _make_data_path(self, resolver: _native.CallSocket) -> _native.ChainDataPath:
+    def _make_data_path(self, resolver: Resolver) -> _native.ChainDataPath:
         self._pool = self._pool or _native.Pool(1)
         submit = self.submit
         if iscoroutinefunction(submit):

@@ -1,10 +1,12 @@
 //! The device side's half of a channel that the data path uses: resolve an IOTLB miss, inject
-//! an irq. Implementations: the embedded channel's call socket; later the kernel's device node.
+//! an irq. Implementations: the embedded channel's call socket, and the kernel's device node.
 
 mod abi;
 mod call;
+mod kernel;
 
 pub use call::{Answer, CallSocket, MAX_FDS, MAX_PACKET};
+pub use kernel::KernelNode;
 
 use rustix::io::Errno;
 

@@ -1,7 +1,7 @@
 //! Binding of devices that are served in Python: a batch of chains takes the GIL once.
 
-use crate::channel::CallSocket;
-use crate::datapath::{DataPath, hookup};
+use crate::channel::Link;
+use crate::datapath::DataPath;
 use crate::device::Pool;
 use crate::exporter::Views;
 use crate::fork::PerRequest;
@@ -251,12 +251,12 @@ impl ChainDataPath {
     #[pyo3(signature = (pool, resolver, submit, drain = None))]
     fn new(
         pool: &Pool,
-        resolver: &CallSocket,
+        resolver: Link<'_>,
         submit: Py<PyAny>,
         drain: Option<Py<PyAny>>,
     ) -> PyResult<PyClassInitializer<ChainDataPath>> {
         let handler = Arc::new(PyHandler { submit, drain });
-        let path = vduse_device::DataPath::chains(pool.open()?, hookup(resolver)?, handler)
+        let path = vduse_device::DataPath::chains(pool.open()?, resolver.hookup()?, handler)
             .map_err(error::errno)?;
         let base = DataPath::new(path, vec![pool.lease.clone()]);
         Ok(PyClassInitializer::from(base).add_subclass(ChainDataPath))

@@ -7,6 +7,9 @@ use pyo3::types::PyBytes;
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vduse_channel::IrqSink;
+use vduse_device::Hookup;
+use vduse_mem::Resolver;
 
 /// One end of a call socket of the embedded channel; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
@@ -21,7 +24,7 @@ impl CallSocket {
     }
 
     /// The socket itself, for the data path. ValueError after `close()`.
-    pub fn shared(&self) -> PyResult<Arc<vduse_channel::CallSocket>> {
+    fn shared(&self) -> PyResult<Arc<vduse_channel::CallSocket>> {
         let socket = self.open()?;
         socket.clone().ok_or_else(|| error::closed("call socket"))
     }
@@ -69,7 +72,61 @@ impl CallSocket {
     }
 }
 
+/// An open device node of the kernel's; see `_native.pyi`.
+#[pyclass(frozen, module = "vduse._native")]
+pub struct KernelNode(PerProcess<Arc<vduse_channel::KernelNode>>);
+
+#[pymethods]
+impl KernelNode {
+    #[new]
+    fn new(fd: c_int, api_version: u64) -> PyResult<KernelNode> {
+        let node = vduse_channel::KernelNode::new(fd::take(fd)?, api_version);
+        Ok(KernelNode(PerProcess::new(Arc::new(node))))
+    }
+
+    fn fileno(&self) -> PyResult<c_int> {
+        let number = self.0.get()?.as_raw_fd();
+        number.ok_or_else(|| error::closed("device node"))
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let node = self.0.get()?;
+        // The kernel takes its time, and so may an ioctl of a worker.
+        py.detach(|| node.close());
+        Ok(())
+    }
+}
+
+/// What a data path reaches its channel by: `CallSocket | KernelNode` of `_native.pyi`.
+#[derive(FromPyObject)]
+pub enum Link<'py> {
+    #[pyo3(annotation = "CallSocket")]
+    Embedded(Bound<'py, CallSocket>),
+    #[pyo3(annotation = "KernelNode")]
+    Kernel(Bound<'py, KernelNode>),
+}
+
+impl Link<'_> {
+    /// Both ways into the channel. ValueError after its `close()`.
+    pub fn hookup(&self) -> PyResult<Hookup> {
+        fn both<L: Resolver + IrqSink + 'static>(link: Arc<L>) -> Hookup {
+            Hookup {
+                resolver: link.clone(),
+                irq_sink: link,
+            }
+        }
+        match self {
+            Link::Embedded(socket) => Ok(both(socket.get().shared()?)),
+            Link::Kernel(node) => {
+                node.get().fileno()?;
+                Ok(both(node.get().0.get()?.clone()))
+            }
+        }
+    }
+}
+
 /// Adds this half's classes to the module.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add_class::<CallSocket>()
+    m.add_class::<CallSocket>()?;
+    m.add_class::<KernelNode>()
 }

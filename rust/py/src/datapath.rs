@@ -1,6 +1,5 @@
 //! Binding of a device's data path, whatever serves it; see `_native.pyi`.
 
-use crate::channel::CallSocket;
 use crate::fork::PerProcess;
 use crate::{error, fd, stats};
 use pyo3::exceptions::PyValueError;
@@ -10,7 +9,7 @@ use std::ffi::c_int;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use vduse_device::{Event, Hookup, QueueSetup, StartError};
+use vduse_device::{Event, QueueSetup, StartError};
 use vduse_mem::Iova;
 use vduse_ring::{DeviceQueue, Layout, QueueState, RingError};
 
@@ -52,15 +51,6 @@ impl DataPath {
             None => Err(error::closed("data path")),
         }
     }
-}
-
-/// What every device is connected to: the channel's call socket.
-pub fn hookup(resolver: &CallSocket) -> PyResult<Hookup> {
-    let socket = resolver.shared()?;
-    Ok(Hookup {
-        resolver: socket.clone(),
-        irq_sink: socket,
-    })
 }
 
 #[pymethods]

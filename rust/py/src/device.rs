@@ -1,7 +1,7 @@
 //! Binding of pools, backends and disks; see `_native.pyi` for what each method promises.
 
-use crate::channel::CallSocket;
-use crate::datapath::{DataPath, Lease, hookup};
+use crate::channel::Link;
+use crate::datapath::{DataPath, Lease};
 use crate::error;
 use crate::fork::PerProcess;
 use pyo3::exceptions::PyValueError;
@@ -299,7 +299,7 @@ impl BlkDataPath {
     fn new(
         pool: &Pool,
         backend: &Backend,
-        resolver: &CallSocket,
+        resolver: Link<'_>,
         limits: HashMap<String, u64>,
         serial: Vec<u8>,
     ) -> PyResult<PyClassInitializer<BlkDataPath>> {
@@ -310,7 +310,7 @@ impl BlkDataPath {
             limits,
             &serial,
         ));
-        let path = vduse_device::DataPath::blk(pool.open()?, hookup(resolver)?, disk.clone())
+        let path = vduse_device::DataPath::blk(pool.open()?, resolver.hookup()?, disk.clone())
             .map_err(error::errno)?;
         let base = DataPath::new(path, vec![pool.lease.clone(), backend.lease.clone()]);
         let disk = BlkDataPath(PerProcess::new(disk));

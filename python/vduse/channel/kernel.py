@@ -1,0 +1,245 @@
+"""The kernel's channel: the ports of base.py on /dev/vduse, by the ioctls, reads and writes of
+linux/vduse.h. Errors are OSError with the kernel's errno; every ioctl of a device that the kernel
+has given up is EPERM.
+
+There are no extensions: irqs go by VDUSE_VQ_INJECT_IRQ, and the kernel keeps no memory for a
+device's program.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import threading
+
+from vduse import _native
+from vduse.channel.base import Resolver
+from vduse.control.abi import (
+    EVENTFD_DEASSIGN,
+    DevConfig,
+    DevRequest,
+    DevResponse,
+    DevSetConfig,
+    Ioctl,
+    IotlbEntry,
+    IotlbEntryV2,
+    IovaInfo,
+    IovaUmem,
+    VqConfig,
+    VqEventfd,
+    VqInfo,
+    pack_name,
+    pack_u32,
+    pack_u64,
+    unpack_u64,
+)
+
+#: Where the kernel's device nodes are.
+DIRECTORY = "/dev/vduse"
+
+
+def _ioctl(fd: int, nr: Ioctl, payload: bytes = b"") -> tuple[int, bytes]:
+    """One ioctl: its return value, and its struct as the kernel wrote it back."""
+    size = nr >> 16 & 0x3FFF
+    # A bytearray: other buffers may be no longer than 1024 bytes.
+    argument = bytearray(payload.ljust(size, b"\0"))
+    result = fcntl.ioctl(fd, nr, argument, True) if argument else fcntl.ioctl(fd, nr)
+    return result, bytes(argument)
+
+
+class KernelControl:
+    """A :class:`~vduse.channel.base.ControlPort` on /dev/vduse/control."""
+
+    def __init__(self, directory: str = DIRECTORY) -> None:
+        """FileNotFoundError: there is no module; PermissionError: both say what to do."""
+        self._directory = directory
+        path = os.path.join(directory, "control")
+        try:
+            self._fd = os.open(path, os.O_RDWR)
+        except OSError as error:
+            raise OSError(error.errno, _advice(error, path)) from error
+        #: What devices that are created or opened from now on speak.
+        self._api_version = 0
+
+    def get_api_version(self) -> int:
+        """The API version of this fd. Linux 7 chooses its newest one here, where none was set."""
+        _, answer = _ioctl(self._fd, Ioctl.GET_API_VERSION)
+        self._api_version = unpack_u64(answer)
+        return self._api_version
+
+    def set_api_version(self, version: int) -> None:
+        """Chooses the API version of this fd. OSError EINVAL: the kernel does not know it."""
+        _ioctl(self._fd, Ioctl.SET_API_VERSION, pack_u64(version))
+        self._api_version = version
+
+    def create_dev(self, config: DevConfig) -> None:
+        """OSError EINVAL, EPERM (a network device without CAP_NET_ADMIN), EEXIST, ENOMEM."""
+        _ioctl(self._fd, Ioctl.CREATE_DEV, config.pack())
+
+    def destroy_dev(self, name: str) -> None:
+        """OSError EINVAL: no such device; EBUSY: open, or on the vDPA bus."""
+        _ioctl(self._fd, Ioctl.DESTROY_DEV, pack_name(name))
+
+    def open(self, name: str) -> KernelChannel:
+        """OSError ENOENT, ENODEV, EACCES, EBUSY (somebody has it open)."""
+        path = os.path.join(self._directory, name)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        except PermissionError as error:
+            raise OSError(error.errno, _advice(error, path)) from error
+        return KernelChannel(name, fd, self._api_version)
+
+    def close(self) -> None:
+        """Devices opened through it stay open."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+class KernelChannel:
+    """A :class:`~vduse.channel.base.Channel` on /dev/vduse/NAME; takes over ``fd``, which is
+    O_NONBLOCK. ``api_version``: that of the device."""
+
+    def __init__(self, name: str, fd: int, api_version: int) -> None:
+        self._name = name
+        self._api_version = api_version
+        self._node = _native.KernelNode(fd, api_version)
+        #: Nobody uses the fd's number while it is closed, and may become another file's.
+        self._lock = threading.Lock()
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    def fileno(self) -> int:
+        """The node."""
+        return self._node.fileno()
+
+    def receive(self) -> DevRequest | None:
+        """The next message; None: none there now. ConnectionAbortedError: the kernel has given
+        the device up, because a message was not answered in time."""
+        with self._lock:
+            fd = self.fileno()
+            try:
+                data = os.read(fd, DevRequest.SIZE)
+            except BlockingIOError:
+                if _is_broken(fd):
+                    raise self._broken() from None
+                return None
+        return DevRequest.unpack(data)
+
+    def respond(self, response: DevResponse) -> None:
+        """An answer that nobody waits for any more (a killed program's, one too late) is
+        dropped."""
+        with self._lock:
+            try:
+                os.write(self.fileno(), response.pack())
+            except FileNotFoundError:
+                return
+
+    def dev_get_features(self) -> int:
+        """What the driver wrote."""
+        return unpack_u64(self._call(Ioctl.DEV_GET_FEATURES))
+
+    def dev_set_config(self, offset: int, data: bytes) -> None:
+        """OSError EINVAL: no data, or outside the config space."""
+        self._call(Ioctl.DEV_SET_CONFIG, DevSetConfig(offset, data).pack())
+
+    def dev_inject_config_irq(self) -> None:
+        """OSError EINVAL: before DRIVER_OK."""
+        self._call(Ioctl.DEV_INJECT_CONFIG_IRQ)
+
+    def vq_setup(self, index: int, max_size: int, group: int = 0) -> None:
+        """OSError EINVAL."""
+        self._call(Ioctl.VQ_SETUP, VqConfig(index, max_size, group).pack())
+
+    def vq_get_info(self, index: int) -> VqInfo:
+        """OSError EINVAL: no such virtqueue."""
+        return VqInfo.unpack(self._call(Ioctl.VQ_GET_INFO, VqInfo(index).pack()))
+
+    def vq_setup_kickfd(self, index: int, fd: int) -> None:
+        """The kernel holds the eventfd, not the fd; -1 deassigns. OSError EINVAL, EBADF."""
+        fd = fd if fd >= 0 else EVENTFD_DEASSIGN
+        self._call(Ioctl.VQ_SETUP_KICKFD, VqEventfd(index, fd).pack())
+
+    def vq_inject_irq(self, index: int) -> None:
+        """OSError EINVAL: before DRIVER_OK."""
+        self._call(Ioctl.VQ_INJECT_IRQ, pack_u32(index))
+
+    def iotlb_get_fd(self, start: int, last: int) -> tuple[IotlbEntry, int]:
+        """The first overlapping mapping and its fd (the caller owns it; close-on-exec). OSError
+        EINVAL: none."""
+        asked = IotlbEntry(start=start, last=last)
+        with self._lock:
+            if self._api_version == 0:
+                fd, answer = _ioctl(self.fileno(), Ioctl.IOTLB_GET_FD, asked.pack())
+            else:
+                asked_v2 = IotlbEntryV2(asked).pack()
+                fd, answer = _ioctl(self.fileno(), Ioctl.IOTLB_GET_FD2, asked_v2)
+        # The kernel leaves it open across exec.
+        os.set_inheritable(fd, False)
+        return IotlbEntry.unpack(answer[: IotlbEntry.SIZE]), fd
+
+    def iotlb_get_info(self, start: int, last: int) -> IovaInfo:
+        """OSError EINVAL: nothing there."""
+        return IovaInfo.unpack(self._call(Ioctl.IOTLB_GET_INFO, IovaInfo(start, last).pack()))
+
+    def iotlb_reg_umem(self, umem: IovaUmem) -> None:
+        """OSError EINVAL, EEXIST, ENOMEM (RLIMIT_MEMLOCK)."""
+        self._call(Ioctl.IOTLB_REG_UMEM, umem.pack())
+
+    def iotlb_dereg_umem(self, umem: IovaUmem) -> None:
+        """OSError ENOENT, EINVAL."""
+        self._call(Ioctl.IOTLB_DEREG_UMEM, umem.pack())
+
+    def resolver(self) -> Resolver:
+        """The node, shared."""
+        return self._node
+
+    def vq_get_callfd(self, index: int) -> int:
+        """OSError ENOTTY: the kernel has no call fds."""
+        raise OSError(errno.ENOTTY, f"virtqueue {index}: the kernel has no call fds")
+
+    def get_inflight_fd(self, size: int) -> int:
+        """OSError ENOTTY: the kernel keeps no in-flight records."""
+        raise OSError(errno.ENOTTY, f"{size} bytes: the kernel keeps no in-flight records")
+
+    def close(self) -> None:
+        """The node closes: unanswered messages go to its next opener."""
+        with self._lock:
+            self._node.close()
+
+    def _call(self, nr: Ioctl, payload: bytes = b"") -> bytes:
+        with self._lock:
+            return _ioctl(self.fileno(), nr, payload)[1]
+
+    def _broken(self) -> ConnectionAbortedError:
+        name = self._name
+        return ConnectionAbortedError(
+            errno.ECONNABORTED,
+            f"the kernel has given {name} up: a message was not answered within the seconds of "
+            f"/sys/class/vduse/{name}/msg_timeout; take it off the vDPA bus, destroy it, and "
+            "start it again",
+        )
+
+
+def _is_broken(fd: int) -> bool:
+    """Whether the kernel has given the device up; reading does not say so."""
+    poller = select.poll()
+    poller.register(fd, 0)
+    return bool(poller.poll(0))
+
+
+def _advice(error: OSError, path: str) -> str:
+    match error:
+        case FileNotFoundError():
+            return f"{path}: {error.strerror}: load the module (as root): modprobe vduse"
+        case PermissionError():
+            return (
+                f"{path}: {error.strerror}: run as root, or have a udev rule hand it over: "
+                'SUBSYSTEM=="vduse", GROUP="vduse", MODE="0660"'
+            )
+    return f"{path}: {error.strerror}"
