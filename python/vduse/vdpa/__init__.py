@@ -1,0 +1,1 @@
+"""The kernel's vDPA bus: its management over generic netlink, its drivers by sysfs."""
