@@ -1,0 +1,97 @@
+"""What the guest's tests share: the modules, control ports, disks on the kernel's bus."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from vduse.channel.kernel import KernelControl
+from vduse.devices.blk import BlkDevice
+from vduse.vdpa.drivers import BusDriver, VdpaBus
+from vduse.vdpa.netlink import VdpaManagement
+
+T = TypeVar("T")
+
+MIB = 1 << 20
+MODULES = ("vduse", "virtio_vdpa", "vhost_vdpa", "virtio_blk")
+#: Seconds for what the kernel does by and by.
+PATIENCE = 30.0
+
+
+def newest_api_version() -> int:
+    """What this kernel knows: 0 of Linux 6, 1 of Linux 7."""
+    return 0 if os.uname().release.startswith("6.") else 1
+
+
+def load_modules() -> None:
+    """modprobe of all that is needed; where they are loaded, nothing."""
+    run("modprobe", "-a", *MODULES)
+
+
+def run(*argv: str) -> str:
+    """A program that must succeed; what it printed."""
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, f"{argv}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def eventually(look: Callable[[], T], what: str) -> T:
+    """The first true value of ``look``."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := look()):
+        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+@contextmanager
+def on_the_bus(device: BlkDevice, control: KernelControl) -> Iterator[str]:
+    """``device`` served and on the vDPA bus; /dev/vdX. Afterwards it is gone from both."""
+    device.start(control)
+    try:
+        with VdpaManagement() as vdpa:
+            vdpa.add(device.name)
+            try:
+                yield node_of(device.name)
+            finally:
+                vdpa.delete(device.name)
+    finally:
+        device.close(destroy=True)
+
+
+def node_of(name: str) -> str:
+    """The node that the driver makes of a device."""
+    return eventually(lambda: VdpaBus().node(name), f"node of {name}")
+
+
+def rebind(name: str, driver: BusDriver) -> str:
+    """Gives the device to another bus driver; its new node."""
+    VdpaBus().bind(name, driver)
+    return node_of(name)
+
+
+def write_direct(path: str, offset: int, data: bytes) -> None:
+    """Past the page cache; multiples of 4096 bytes."""
+    with mmap.mmap(-1, len(data)) as buffer:  # page-aligned
+        buffer[:] = data
+        fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        try:
+            assert os.pwritev(fd, [buffer], offset) == len(data)
+        finally:
+            os.close(fd)
+
+
+def read_direct(path: str, offset: int, length: int) -> bytes:
+    """Past the page cache; multiples of 4096 bytes."""
+    with mmap.mmap(-1, length) as buffer:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            assert os.preadv(fd, [buffer], offset) == length
+        finally:
+            os.close(fd)
+        return buffer[:]

@@ -1,0 +1,93 @@
+"""A driver's memory on the kernel's channel: what a driver names need not be there."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import Any
+
+from tests.kernel.guest.bed import (
+    MIB,
+    eventually,
+    load_modules,
+    on_the_bus,
+    read_direct,
+    write_direct,
+)
+from vduse import _native
+from vduse.channel.base import Channel
+from vduse.channel.kernel import KernelControl
+from vduse.devices.blk import BlkDevice
+
+#: virtio 1.3, section 2.7.5: descriptor flags.
+NEXT, WRITE = 1, 2
+#: An IOVA in the bounce region (64 MiB) whose page nobody has used.
+NEVER_MAPPED = 60 * MIB
+
+
+class Seen(KernelControl):
+    """A control port that keeps the channel it opens and the eventfds that go through it."""
+
+    def open(self, name: str) -> Any:
+        self.channel = SeenChannel(super().open(name))
+        return self.channel
+
+
+class SeenChannel:
+    """Passes everything on."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.kickfds: dict[int, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def vq_setup_kickfd(self, index: int, fd: int) -> None:
+        self.kickfds[index] = fd
+        self._channel.vq_setup_kickfd(index, fd)
+
+
+def offer_a_request_in(address: int, control: Seen) -> None:
+    """Writes a request of three descriptors into the driver's own ring, as a hostile driver
+    would: its header, data and status are at ``address``."""
+    info = control.channel.vq_get_info(0)
+    entry, fd = control.channel.iotlb_get_fd(info.desc_addr, info.desc_addr)
+    length = (entry.last - entry.start + 4096) & ~4095
+    with mmap.mmap(fd, length, offset=entry.offset) as ring:
+        os.close(fd)
+        table, available = info.desc_addr - entry.start, info.driver_addr - entry.start
+        chain = [(16, NEXT), (512, NEXT | WRITE), (1, WRITE)]
+        first = info.num - len(chain)
+        for place, (size, flags) in enumerate(chain, first):
+            at = address + (place - first) * 4096
+            struct.pack_into("<QIHH", ring, table + 16 * place, at, size, flags, place + 1)
+        [index] = struct.unpack_from("<H", ring, available + 2)
+        struct.pack_into("<H", ring, available + 4 + 2 * (index % info.num), first)
+        struct.pack_into("<H", ring, available + 2, (index + 1) & 0xFFFF)
+    os.eventfd_write(control.channel.kickfds[0], 1)
+
+
+def test_bounce_page_never_mapped_ends_one_device() -> None:
+    load_modules()
+    control = Seen()
+    other_control = KernelControl()
+    backend, other_backend = _native.Backend.memory(16 * MIB), _native.Backend.memory(16 * MIB)
+    neighbour = BlkDevice("disk1", other_backend)
+    victim = BlkDevice("disk0", backend)
+    with on_the_bus(neighbour, other_control) as near:
+        with on_the_bus(victim, control) as path:
+            write_direct(path, 0, b"x" * MIB)
+            offer_a_request_in(NEVER_MAPPED, control)
+            fault = eventually(lambda: victim.fault, "fault")
+            assert "virtqueue 0" in fault
+            write_direct(near, 0, b"n" * MIB)
+            assert read_direct(near, 0, MIB) == b"n" * MIB
+            assert (victim.ended, neighbour.fault) == (None, None)
+        # Off the bus is a reset; destroyed in order.
+        assert victim.ended == "closed"
+    for port in (control, other_control):
+        port.close()
+    backend.close()
+    other_backend.close()
