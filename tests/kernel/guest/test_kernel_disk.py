@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,6 +156,25 @@ def test_resize_is_seen_by_a_mounted_file_system(
         run("umount", str(mount))
         run("e2fsck", "-fn", path)
     backend.close()
+
+
+def test_a_device_left_behind_is_taken_over(control: KernelControl) -> None:
+    with memory(16 * MIB) as backend:
+        left = BlkDevice("disk0", backend)
+        assert not left.start(control)
+        left.close()
+        taken = BlkDevice("disk0", backend)
+        with on_the_bus(taken, control) as path:
+            write_direct(path, 0, b"t" * 4096)
+            assert read_direct(path, 0, 4096) == b"t" * 4096
+
+
+def test_a_second_program_is_refused(control: KernelControl) -> None:
+    with memory(16 * MIB) as backend:
+        device, second = BlkDevice("disk0", backend), BlkDevice("disk0", backend)
+        with on_the_bus(device, control), pytest.raises(OSError) as refused:
+            second.start(control)
+        assert refused.value.errno == errno.EBUSY
 
 
 def test_two_disks_at_once(control: KernelControl) -> None:
