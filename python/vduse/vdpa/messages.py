@@ -111,6 +111,7 @@ class ManagementDevice:
 
     @classmethod
     def of(cls, attributes: Attributes) -> ManagementDevice:
+        """From an answer to MGMTDEV_GET."""
         values = dict(attributes)
         classes = values.get("MGMTDEV_SUPPORTED_CLASSES", 0)
         return cls(
@@ -138,6 +139,7 @@ class VdpaDevice:
 
     @classmethod
     def of(cls, attributes: Attributes) -> VdpaDevice:
+        """From an answer to DEV_GET."""
         values = dict(attributes)
         return cls(
             name=values["DEV_NAME"],
@@ -165,6 +167,7 @@ class DeviceConfig:
 
     @classmethod
     def of(cls, attributes: Attributes) -> DeviceConfig:
+        """From an answer to DEV_CONFIG_GET."""
         values = dict(attributes)
         return cls(
             name=values.pop("DEV_NAME"),

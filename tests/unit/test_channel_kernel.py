@@ -1,0 +1,176 @@
+"""The kernel's channel as far as it goes without the kernel; the rest is in tests/kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vduse import _native
+from vduse.channel.base import Channel, ControlPort
+from vduse.channel.kernel import KernelChannel, KernelControl
+from vduse.control.abi import DevConfig, IovaUmem
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory whose control node is /dev/null: every ioctl of it is ENOTTY."""
+    (tmp_path / "control").symlink_to("/dev/null")
+    (tmp_path / "disk0").symlink_to("/dev/null")
+    return tmp_path
+
+
+@pytest.fixture(params=[0, 1])
+def channel(request: pytest.FixtureRequest) -> Iterator[KernelChannel]:
+    channel = KernelChannel("disk0", os.open("/dev/null", os.O_RDWR), request.param)
+    yield channel
+    channel.close()
+
+
+def test_it_is_both_ports(directory: Path) -> None:
+    control: ControlPort = KernelControl(str(directory))
+    channel: Channel = control.open("disk0")
+    assert channel.extensions == frozenset()
+    channel.close()
+    control.close()
+
+
+def test_no_module_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="modprobe vduse"):
+        KernelControl(str(tmp_path))
+
+
+@pytest.fixture
+def denied(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files that os.open refuses; root may open anything."""
+    denied: set[str] = set()
+    os_open = os.open
+
+    def refuse(path: str, flags: int) -> int:
+        if os.path.basename(path) in denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return os_open(path, flags)
+
+    monkeypatch.setattr(os, "open", refuse)
+    return denied
+
+
+def test_no_permission_says_what_to_do(directory: Path, denied: set[str]) -> None:
+    control = KernelControl(str(directory))
+    denied |= {"control", "disk0"}
+    with pytest.raises(PermissionError, match="disk0: Permission denied: run as root.*udev"):
+        control.open("disk0")
+    with pytest.raises(PermissionError, match="control: Permission denied: run as root.*udev"):
+        KernelControl(str(directory))
+    control.close()
+
+
+def test_device_that_is_not_there(directory: Path) -> None:
+    control = KernelControl(str(directory))
+    with pytest.raises(FileNotFoundError):
+        control.open("disk1")
+    control.close()
+
+
+def test_kernels_errno_comes_back_from_the_control_node(directory: Path) -> None:
+    control = KernelControl(str(directory))
+    config = DevConfig("disk0", 0, 2, 0, 1, 4096, config=bytes(2000))
+    for call in (
+        control.get_api_version,
+        lambda: control.set_api_version(1),
+        lambda: control.create_dev(config),
+        lambda: control.destroy_dev("disk0"),
+    ):
+        with pytest.raises(OSError) as failed:
+            call()
+        assert failed.value.errno == errno.ENOTTY
+    control.close()
+    control.close()
+
+
+def test_kernels_errno_comes_back_from_a_device_node(channel: KernelChannel) -> None:
+    umem = IovaUmem(uaddr=0, iova=0, size=0)
+    for call in (
+        channel.dev_get_features,
+        lambda: channel.dev_set_config(0, b"x"),
+        channel.dev_inject_config_irq,
+        lambda: channel.vq_setup(0, 128),
+        lambda: channel.vq_get_info(0),
+        lambda: channel.vq_setup_kickfd(0, -1),
+        lambda: channel.vq_inject_irq(0),
+        lambda: channel.iotlb_get_fd(0, 1),
+        lambda: channel.iotlb_get_info(0, 1),
+        lambda: channel.iotlb_reg_umem(umem),
+        lambda: channel.iotlb_dereg_umem(umem),
+        lambda: channel.vq_get_callfd(0),
+        lambda: channel.get_inflight_fd(4096),
+    ):
+        with pytest.raises(OSError) as failed:
+            call()
+        assert failed.value.errno == errno.ENOTTY
+
+
+def test_closed_channel_is_a_value_error(channel: KernelChannel) -> None:
+    resolver = channel.resolver()
+    channel.close()
+    channel.close()
+    for use in (channel.fileno, channel.receive, channel.dev_get_features, resolver.fileno):
+        with pytest.raises(ValueError, match="device node is closed"):
+            use()
+
+
+def test_fd_that_is_none_is_refused() -> None:
+    with pytest.raises(OSError) as refused:
+        _native.KernelNode(-1, 0)
+    assert refused.value.errno == errno.EBADF
+
+
+@pytest.fixture
+def pool() -> Iterator[_native.Pool]:
+    pool = _native.Pool(1)
+    yield pool
+    pool.close()
+
+
+def data_path(pool: _native.Pool, resolver: object) -> _native.BlkDataPath:
+    limits = {"capacity": MIB // 512, "seg_max": 16, "size_max": MIB}
+    backend = _native.Backend.null(MIB)
+    return _native.BlkDataPath(pool, backend, resolver, limits, b"")  # type: ignore[arg-type]
+
+
+def test_data_path_on_a_node_that_resolves_nothing(
+    pool: _native.Pool, channel: KernelChannel
+) -> None:
+    """The kernel's ENOTTY fails the start of a queue, in words."""
+    path = data_path(pool, channel.resolver())
+    kickfd = os.eventfd(0)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTTY)) as failed:
+        path.start_queue(
+            0,
+            size=16,
+            features=1 << 32 | 1 << 33,
+            areas=(0x1000, 0x2000, 0x3000),
+            state=(0,),
+            kickfd=kickfd,
+            callfd=-1,
+            inflight=None,
+        )
+    assert failed.value.errno == errno.EFAULT
+    os.close(kickfd)
+    path.close()
+
+
+def test_data_path_needs_an_open_node(pool: _native.Pool, channel: KernelChannel) -> None:
+    channel.close()
+    with pytest.raises(ValueError, match="device node is closed"):
+        data_path(pool, channel.resolver())
+
+
+def test_data_path_takes_nothing_else(pool: _native.Pool) -> None:
+    with pytest.raises(TypeError, match="CallSocket"):
+        data_path(pool, "resolver")
