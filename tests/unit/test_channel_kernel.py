@@ -63,9 +63,9 @@ def denied(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def test_no_permission_says_what_to_do(directory: Path, denied: set[str]) -> None:
     control = KernelControl(str(directory))
     denied |= {"control", "disk0"}
-    with pytest.raises(PermissionError, match="disk0: Permission denied: run as root.*udev"):
+    with pytest.raises(PermissionError, match=r"disk0: Permission denied: run as root.*udev"):
         control.open("disk0")
-    with pytest.raises(PermissionError, match="control: Permission denied: run as root.*udev"):
+    with pytest.raises(PermissionError, match=r"control: Permission denied: run as root.*udev"):
         KernelControl(str(directory))
     control.close()
 

@@ -29,7 +29,8 @@ def newest_api_version() -> int:
 
 
 def load_modules() -> None:
-    """modprobe of all that is needed; where they are loaded, nothing."""
+    """modprobe of all that is needed. virtio_vdpa is the first bus driver: it takes new devices."""
+    run("modprobe", "-r", "vhost_vdpa")
     run("modprobe", "-a", *MODULES)
 
 
@@ -40,7 +41,7 @@ def run(*argv: str) -> str:
     return done.stdout
 
 
-def eventually(look: Callable[[], T], what: str) -> T:
+def eventually(look: Callable[[], T | None], what: str) -> T:
     """The first true value of ``look``."""
     deadline = time.monotonic() + PATIENCE
     while not (value := look()):

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+
 from tests.kernel.guest.bed import (
     MIB,
     load_modules,
@@ -17,7 +18,6 @@ from tests.kernel.guest.bed import (
     rebind,
     write_direct,
 )
-
 from vduse import _native
 from vduse.channel.kernel import KernelControl
 from vduse.control.features import BlkFeature, DeviceId, Feature

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.kernel.guest.bed import eventually, load_modules, newest_api_version
 
+from tests.kernel.guest.bed import eventually, load_modules, newest_api_version
 from vduse.channel.kernel import KernelChannel, KernelControl
 from vduse.control.abi import (
     DevConfig,

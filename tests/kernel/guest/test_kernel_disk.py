@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from tests.kernel.guest.bed import (
     MIB,
     eventually,
@@ -19,7 +20,6 @@ from tests.kernel.guest.bed import (
     run,
     write_direct,
 )
-
 from vduse import _native
 from vduse.channel.kernel import KernelControl
 from vduse.devices.blk import BlkDevice

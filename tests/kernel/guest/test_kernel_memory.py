@@ -15,7 +15,6 @@ from tests.kernel.guest.bed import (
     read_direct,
     write_direct,
 )
-
 from vduse import _native
 from vduse.channel.base import Channel
 from vduse.channel.kernel import KernelControl

@@ -18,7 +18,6 @@ PROGRAMS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_program_of_the_page_runs(program: str, tmp_path: Path) -> None:
     load_modules()
-    # A driver takes a device when it is added: which one is the order of loading.
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         cwd=tmp_path,
