@@ -5,10 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
+
+import pytest
 
 from vduse.channel.kernel import KernelControl
 from vduse.devices.blk import BlkDevice
@@ -41,6 +45,13 @@ def run(*argv: str) -> str:
     return done.stdout
 
 
+def errno_of(call: Callable[..., object], *args: object, **named: object) -> int | None:
+    """The errno of a call that must fail."""
+    with pytest.raises(OSError) as failed:
+        call(*args, **named)
+    return failed.value.errno
+
+
 def eventually(look: Callable[[], T | None], what: str) -> T:
     """The first true value of ``look``."""
     deadline = time.monotonic() + PATIENCE
@@ -63,6 +74,37 @@ def on_the_bus(device: BlkDevice, control: KernelControl) -> Iterator[str]:
                 vdpa.delete(device.name)
     finally:
         device.close(destroy=True)
+
+
+class InThread:
+    """``vdpa dev add`` or ``del`` on a thread of its own, for who answers its messages here."""
+
+    def __init__(self, call: Callable[[VdpaManagement], None]) -> None:
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, args=(call,))
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has returned."""
+        return not self._thread.is_alive()
+
+    def result(self) -> int | None:
+        """Waits for the end; errno, None if all went well."""
+        self._thread.join()
+        return self._error.errno if self._error else None
+
+    def _run(self, call: Callable[[VdpaManagement], None]) -> None:
+        try:
+            with VdpaManagement() as vdpa:
+                call(vdpa)
+        except OSError as error:
+            self._error = error
+
+
+def set_msg_timeout(name: str, seconds: int) -> None:
+    """How long the kernel waits for the device's program."""
+    Path(f"/sys/class/vduse/{name}/msg_timeout").write_text(str(seconds))
 
 
 def node_of(name: str) -> str:

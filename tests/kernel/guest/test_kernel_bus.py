@@ -12,6 +12,7 @@ import pytest
 
 from tests.kernel.guest.bed import (
     MIB,
+    errno_of,
     load_modules,
     node_of,
     read_direct,
@@ -56,13 +57,6 @@ def device() -> Iterator[BlkDevice]:
     device.close(destroy=True)
     control.close()
     backend.close()
-
-
-def errno_of(call: object, *args: object, **named: object) -> int | None:
-    """The errno of a call that must fail."""
-    with pytest.raises(OSError) as failed:
-        call(*args, **named)  # type: ignore[operator]
-    return failed.value.errno
 
 
 def test_management_device_of_vduse(vdpa: VdpaManagement) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import threading
+import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.kernel.guest.bed import eventually, load_modules, newest_api_version
+from tests.kernel.guest.bed import (
+    InThread,
+    errno_of,
+    eventually,
+    load_modules,
+    newest_api_version,
+    set_msg_timeout,
+)
 from vduse.channel.kernel import KernelChannel, KernelControl
 from vduse.control.abi import (
     DevConfig,
@@ -67,13 +73,6 @@ def channel(request: pytest.FixtureRequest, control: KernelControl) -> Iterator[
     yield channel
     channel.close()
     control.destroy_dev(NAME)
-
-
-def errno_of(call: object, *args: object) -> int | None:
-    """The errno of a call that must fail."""
-    with pytest.raises(OSError) as failed:
-        call(*args)  # type: ignore[operator]
-    return failed.value.errno
 
 
 def test_newest_api_version(control: KernelControl) -> None:
@@ -158,25 +157,6 @@ def test_closed_for_the_next_opener_though_a_data_path_holds_it(control: KernelC
     control.destroy_dev(NAME)
 
 
-class Attached:
-    """A thread that puts the raw device on the bus, where virtio_vdpa probes it."""
-
-    def __init__(self) -> None:
-        self.error: OSError | None = None
-        self._thread = threading.Thread(target=self._add)
-        self._thread.start()
-
-    def _add(self) -> None:
-        try:
-            with VdpaManagement() as vdpa:
-                vdpa.add(NAME)
-        except OSError as error:
-            self.error = error
-
-    def join(self) -> None:
-        self._thread.join()
-
-
 def answer(channel: KernelChannel, result: RequestResult = RequestResult.OK) -> DevRequest:
     """Waits for the next message and answers it."""
     request = eventually(channel.receive, "message")
@@ -185,7 +165,7 @@ def answer(channel: KernelChannel, result: RequestResult = RequestResult.OK) -> 
 
 
 def test_a_driver_probes_and_finds_its_memory_by_fd(channel: KernelChannel) -> None:
-    attached = Attached()
+    addition = InThread(lambda vdpa: vdpa.add(NAME))
     statuses: list[int] = []
     # A reset, then the steps of virtio 1.3, section 3.1.1.
     while not statuses or statuses[-1] != 0xF:
@@ -209,7 +189,8 @@ def test_a_driver_probes_and_finds_its_memory_by_fd(channel: KernelChannel) -> N
     # The kernel stores a status when it has read the answer.
     eventually(lambda: injected(channel), "config interrupt")
     channel.vq_inject_irq(0)
-    leave(channel, attached)
+    assert addition.result() is None
+    leave(channel)
 
 
 def injected(channel: KernelChannel) -> bool:
@@ -221,25 +202,14 @@ def injected(channel: KernelChannel) -> bool:
     return True
 
 
-def leave(channel: KernelChannel, attached: Attached) -> None:
+def leave(channel: KernelChannel) -> None:
     """Takes the device off the bus while its messages are answered."""
-    attached.join()
-    assert attached.error is None
-    done = threading.Event()
-
-    def delete() -> None:
-        with VdpaManagement() as vdpa:
-            vdpa.delete(NAME)
-        done.set()
-
-    thread = threading.Thread(target=delete)
-    thread.start()
-    while not done.is_set():
-        request = channel.receive()
-        if request is not None:
+    deletion = InThread(lambda vdpa: vdpa.delete(NAME))
+    while not deletion.done:
+        if request := channel.receive():
             channel.respond(DevResponse(request.request_id))
-        done.wait(0.01)
-    thread.join()
+        time.sleep(0.001)
+    assert deletion.result() is None
 
 
 def test_a_silent_program_is_given_up_and_told_why(control: KernelControl) -> None:
@@ -247,18 +217,18 @@ def test_a_silent_program_is_given_up_and_told_why(control: KernelControl) -> No
     channel = control.open(NAME)
     for index in range(2):
         channel.vq_setup(index, 64)
-    Path(f"/sys/class/vduse/{NAME}/msg_timeout").write_text("1")
-    attached = Attached()
+    set_msg_timeout(NAME, 1)
+    addition = InThread(lambda vdpa: vdpa.add(NAME))
     request = eventually(channel.receive, "message")
-    attached.join()
+    # It is on the bus; what failed is a driver's probe.
+    assert addition.result() is None
     with pytest.raises(ConnectionAbortedError, match=f"{NAME}/msg_timeout"):
-        eventually(channel.receive, "end of the device")
+        channel.receive()
     channel.respond(DevResponse(request.request_id))
     assert errno_of(channel.vq_get_info, 0) == errno.EPERM
     # The way back that the error names.
     with VdpaManagement() as vdpa:
-        if attached.error is None:
-            vdpa.delete(NAME)
+        vdpa.delete(NAME)
     channel.close()
     control.destroy_dev(NAME)
     control.create_dev(config())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 import os
 import struct
+from dataclasses import replace
 from typing import Any
 
 from tests.kernel.guest.bed import (
     MIB,
+    errno_of,
     eventually,
     load_modules,
     on_the_bus,
@@ -18,6 +22,7 @@ from tests.kernel.guest.bed import (
 from vduse import _native
 from vduse.channel.base import Channel
 from vduse.channel.kernel import KernelControl
+from vduse.control.abi import IOVA_CAP_UMEM, IovaUmem
 from vduse.devices.blk import BlkDevice
 
 #: virtio 1.3, section 2.7.5: descriptor flags.
@@ -67,6 +72,32 @@ def offer_a_request_in(address: int, control: Seen) -> None:
         struct.pack_into("<H", ring, available + 4 + 2 * (index % info.num), first)
         struct.pack_into("<H", ring, available + 2, (index + 1) & 0xFFFF)
     os.eventfd_write(control.channel.kickfds[0], 1)
+
+
+def test_umem_takes_the_place_of_the_bounce_pages_and_gives_it_back() -> None:
+    """As calls: no request is served between the two."""
+    load_modules()
+    control = Seen()
+    backend = _native.Backend.memory(16 * MIB)
+    with on_the_bus(BlkDevice("disk0", backend), control) as path:
+        write_direct(path, 0, b"u" * MIB)
+        channel = control.channel
+        info = channel.iotlb_get_info(0, 0)
+        assert (info.start, info.capability) == (0, IOVA_CAP_UMEM)
+        size = info.last + 1
+        pages = mmap.mmap(-1, size)
+        address = ctypes.c_char.from_buffer(pages)
+        umem = IovaUmem(uaddr=ctypes.addressof(address), iova=0, size=size)
+        assert errno_of(channel.iotlb_dereg_umem, umem) == errno.ENOENT
+        assert errno_of(channel.iotlb_reg_umem, replace(umem, size=MIB)) == errno.EINVAL
+        channel.iotlb_reg_umem(umem)
+        assert errno_of(channel.iotlb_reg_umem, umem) == errno.EEXIST
+        assert errno_of(channel.iotlb_dereg_umem, replace(umem, uaddr=4096)) == errno.EINVAL
+        channel.iotlb_dereg_umem(umem)
+        del address
+        pages.close()
+    control.close()
+    backend.close()
 
 
 def test_bounce_page_never_mapped_ends_one_device() -> None:
