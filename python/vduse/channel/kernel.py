@@ -8,6 +8,7 @@ device's program.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -134,11 +135,8 @@ class KernelChannel:
     def respond(self, response: DevResponse) -> None:
         """An answer that nobody waits for any more (a killed program's, one too late) is
         dropped."""
-        with self._lock:
-            try:
-                os.write(self.fileno(), response.pack())
-            except FileNotFoundError:
-                return
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            os.write(self.fileno(), response.pack())
 
     def dev_get_features(self) -> int:
         """What the driver wrote."""

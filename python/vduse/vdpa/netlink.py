@@ -28,7 +28,7 @@ VDUSE = "vduse"
 
 
 class VdpaManagement:
-    """A netlink socket; close it, or use it as a context manager. One thread at a time.
+    """A netlink socket, for the thread that makes it; close it, or use it as a context manager.
 
     Everything is OSError with the kernel's errno. Reading is open to every user; adding and
     deleting are EPERM without CAP_NET_ADMIN. The kernel answers while the device's program

@@ -15,6 +15,7 @@ from tests.kernel.guest.bed import (
     errno_of,
     load_modules,
     node_of,
+    on_the_bus,
     read_direct,
     rebind,
     write_direct,
@@ -141,6 +142,20 @@ def test_rebinding_with_the_program_alive(vdpa: VdpaManagement, device: BlkDevic
     bus.unbind("disk0")
     assert (bus.driver("disk0"), bus.node("disk0")) == (None, None)
     bus.unbind("disk0")
+
+
+def test_nothing_is_left_open(vdpa: VdpaManagement) -> None:
+    """File descriptors of a disk's whole life; the first one starts what the process shares."""
+    counts = []
+    control = KernelControl()
+    backend = _native.Backend.memory(16 * MIB)
+    for _ in range(3):
+        with on_the_bus(BlkDevice("disk0", backend, queues=2), control) as path:
+            write_direct(path, 0, b"o" * MIB)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    control.close()
+    backend.close()
+    assert counts[1] == counts[0] == counts[2]
 
 
 def ioctl_u32(fd: int, nr: int) -> int:
