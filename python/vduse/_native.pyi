@@ -295,7 +295,7 @@ def load_ours(
     and is not copied."""
 
 def load_virtio_driver(
-    socket: str,
+    path: str,
     spec: dict[str, Any],
     packed: bool,
     queues: int,
@@ -303,7 +303,8 @@ def load_virtio_driver(
     event_idx: bool = True,
 ) -> dict[str, Any]:
     """The same on crate ``virtio-driver``, connected to a vhost-user socket
-    (:class:`vduse.testing.vhost_user.VhostUserBridge` puts one before any ``Driver``)."""
+    (:class:`vduse.testing.vhost_user.VhostUserBridge` puts one before any ``Driver``) or to a
+    /dev/vhost-vdpa-N."""
 
 def load_virtio_drivers(device: Any, spec: dict[str, Any]) -> dict[str, Any]:
     """The same on crate ``virtio-drivers``, through the domain of a vDPA device

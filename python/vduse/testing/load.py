@@ -156,3 +156,20 @@ def run_virtio_driver(
             # What the device's side said tells more than what the front end made of it.
             raise bridge.error from error
     return Report.from_native(result)
+
+
+def run_vhost_vdpa(
+    node: str,
+    spec: Spec,
+    *,
+    packed: bool = False,
+    queues: int = 1,
+    queue_size: int = 128,
+    event_idx: bool = True,
+) -> Report:
+    """On the same crate, through the kernel: ``node`` is a /dev/vhost-vdpa-N that nobody has open.
+    The device is reset before and after.
+
+    ``queue_size``: at most the device's own."""
+    result = _native.load_virtio_driver(node, asdict(spec), packed, queues, queue_size, event_idx)
+    return Report.from_native(result)

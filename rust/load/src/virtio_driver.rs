@@ -1,20 +1,23 @@
-//! Engine: crate `virtio-driver`, libblkio's driver, with its vhost-user transport. Split and
-//! packed rings, several queues, and memory of its own that the device gets by fd.
+//! Engine: crate `virtio-driver`, libblkio's driver, with its vhost-user and vhost-vdpa
+//! transports. Split and packed rings, several queues, and memory of its own that the device gets
+//! by fd.
 //!
 //! Its `VirtioTransport` trait cannot be implemented outside the crate (the IOVA type in its
-//! signatures has no public name), so any device in reach is put behind a vhost-user socket.
+//! signatures has no public name), so a device of ours is put behind a vhost-user socket.
 
 use crate::engine::{Direction, Done, Engine, EngineError};
 use crate::{Buffers, SECTOR};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use std::fs::metadata;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 use virtio_driver::{
-    EventFd, QueueNotifier, VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport,
-    VirtioFeatureFlags,
+    EventFd, QueueNotifier, VhostUser, VhostVdpa, VirtioBlkFeatureFlags, VirtioBlkQueue,
+    VirtioBlkTransport, VirtioFeatureFlags,
 };
 
 /// How to set the driver up.
@@ -43,7 +46,7 @@ struct Queue {
     dirty: bool,
 }
 
-/// The driver on a device behind a vhost-user socket.
+/// The driver on a device behind a vhost-user socket or a vhost-vdpa node.
 pub struct VirtioDriver {
     // Before the transport, which owns the memory the rings lie in.
     queues: Vec<Queue>,
@@ -60,15 +63,27 @@ fn os(what: &'static str) -> impl Fn(std::io::Error) -> EngineError {
     }
 }
 
+/// The transport for what `path` is: a /dev/vhost-vdpa-N, or a vhost-user socket.
+fn connect(path: &str, features: u64) -> Result<Box<VirtioBlkTransport>, EngineError> {
+    if metadata(path).is_ok_and(|file| file.file_type().is_char_device()) {
+        let transport = VhostVdpa::with_path(path, features)
+            // The crate's error says what it is to debuggers only.
+            .map_err(|error| EngineError::Driver("vhost-vdpa", format!("{error:?}")))?;
+        return Ok(Box::new(transport));
+    }
+    let transport = VhostUser::new(path, features).map_err(os("vhost-user"))?;
+    Ok(Box::new(transport))
+}
+
 impl VirtioDriver {
-    /// Connects to the vhost-user socket `path` and sets the device up.
+    /// Connects to the device at `path`, a vhost-user socket or a /dev/vhost-vdpa-N, and sets it
+    /// up.
     pub fn new(path: &str, setup: VirtioDriverSetup) -> Result<VirtioDriver, EngineError> {
         let mut features = VirtioFeatureFlags::VERSION_1;
         features.set(VirtioFeatureFlags::RING_PACKED, setup.packed);
         features.set(VirtioFeatureFlags::RING_EVENT_IDX, setup.event_idx);
         let features = features.bits() | VirtioBlkFeatureFlags::MQ.bits();
-        let transport = VhostUser::new(path, features).map_err(os("vhost-user"))?;
-        let mut transport: Box<VirtioBlkTransport> = Box::new(transport);
+        let mut transport = connect(path, features)?;
         let accepted = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
         if setup.packed && !accepted.contains(VirtioFeatureFlags::RING_PACKED) {
             return Err(EngineError::Driver(

@@ -119,10 +119,10 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
 }
 
 #[pyfunction]
-#[pyo3(signature = (socket, spec, packed, queues, queue_size, event_idx = true))]
+#[pyo3(signature = (path, spec, packed, queues, queue_size, event_idx = true))]
 fn load_virtio_driver<'py>(
     py: Python<'py>,
-    socket: String,
+    path: String,
     spec: SpecArgs,
     packed: bool,
     queues: u16,
@@ -138,7 +138,7 @@ fn load_virtio_driver<'py>(
         depth: spec.depth,
         block_size: spec.block_size,
     };
-    load(py, &spec, || VirtioDriver::new(&socket, setup))
+    load(py, &spec, || VirtioDriver::new(&path, setup))
 }
 
 #[pyfunction]
