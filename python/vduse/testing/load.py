@@ -168,7 +168,8 @@ def run_vhost_vdpa(
     event_idx: bool = True,
 ) -> Report:
     """On the same crate, through the kernel: ``node`` is a /dev/vhost-vdpa-N that nobody has open.
-    The device is reset before and after.
+    The device is reset before and after. Its program is another process: the kernel holds this
+    one's memory map while it waits for the answer to UPDATE_IOTLB.
 
     ``queue_size``: at most the device's own."""
     result = _native.load_virtio_driver(node, asdict(spec), packed, queues, queue_size, event_idx)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import struct
 from dataclasses import replace
 from typing import Any
@@ -90,6 +91,10 @@ def test_umem_takes_the_place_of_the_bounce_pages_and_gives_it_back() -> None:
         umem = IovaUmem(uaddr=ctypes.addressof(address), iova=0, size=size)
         assert errno_of(channel.iotlb_dereg_umem, umem) == errno.ENOENT
         assert errno_of(channel.iotlb_reg_umem, replace(umem, size=MIB)) == errno.EINVAL
+        _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (MIB, hard))
+        assert errno_of(channel.iotlb_reg_umem, umem) == errno.ENOMEM  # root's, too
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
         channel.iotlb_reg_umem(umem)
         assert errno_of(channel.iotlb_reg_umem, umem) == errno.EEXIST
         assert errno_of(channel.iotlb_dereg_umem, replace(umem, uaddr=4096)) == errno.EINVAL
