@@ -97,7 +97,7 @@ def test_umem_takes_the_place_of_the_bounce_pages_and_gives_it_back() -> None:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
         channel.iotlb_reg_umem(umem)
         assert errno_of(channel.iotlb_reg_umem, umem) == errno.EEXIST
-        assert errno_of(channel.iotlb_dereg_umem, replace(umem, uaddr=4096)) == errno.EINVAL
+        assert errno_of(channel.iotlb_dereg_umem, replace(umem, size=MIB)) == errno.EINVAL
         channel.iotlb_dereg_umem(umem)
         del address
         pages.close()
