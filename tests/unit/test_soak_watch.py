@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.soak.model import Model
-from tests.soak.watch import Sample, growth
+from tests.soak.watch import Sample, count_threads, growth
 
 
 def run(pss: list[int], fds: list[int]) -> dict[str, bool]:
@@ -46,3 +48,11 @@ def test_the_model_knows_what_was_written_and_what_it_cannot_know() -> None:
     model.resize(512)
     model.resize(1024)
     model.check("d", 512, bytes(512))
+
+
+def test_io_uring_threads_of_the_kernel_are_not_ours(tmp_path: Path) -> None:
+    for task, name in enumerate(("python", "vduse-worker-0", "iou-wrk-123", "iou-wrk-123")):
+        (tmp_path / str(task)).mkdir()
+        (tmp_path / str(task) / "comm").write_text(f"{name}\n")
+    (tmp_path / "ended").mkdir()
+    assert count_threads(tmp_path) == 2
