@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,7 +11,10 @@ from concurrent.futures import Future
 def within(seconds: float, work: Callable[[], object], what: str) -> None:
     """Runs ``work`` on a thread of its own and waits for it, at most ``seconds``; signals are
     handled meanwhile. Raises what it raises. TimeoutError, which names ``what``: it has not ended,
-    and goes on."""
+    and goes on. At the interpreter's end, where no thread runs any more, there is no bound."""
+    if sys.is_finalizing():
+        work()
+        return
     ended: Future[None] = Future()
 
     def run() -> None:
