@@ -137,7 +137,7 @@ def test_part_kept_by_a_method_stays_on_its_own_request() -> None:
             chain = [(driver.at(at), length, flags) for at, length, flags in parts]
             driver.submit(chain, indirect=True)
             driver.kick()
-        # All but the first are one batch.
+        # All others are one batch.
         disk.go.set()
         driver.wait_used(8)
         assert driver.memory.read(STATUS, 8) == bytes([S_OK] * 5 + [S_IOERR] + [S_OK] * 2)
@@ -150,7 +150,8 @@ def test_part_kept_by_a_method_stays_on_its_own_request() -> None:
         assert bytes(exported) == bytes([104]) * 512
         assert disk.stats()["stale_views"] == 4
         assert disk.stats()["exceptions"] == 0
-        assert disk.stats()["batches"] == 2
+        # One where the worker saw the first request together with the others.
+        assert disk.stats()["batches"] in (1, 2)
 
 
 class Holding(Batches):

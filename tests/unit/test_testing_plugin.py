@@ -123,7 +123,8 @@ def test_what_a_test_leaves_behind_fails_it(
             os.close(left.pop())
         """
     )
-    result = pytester.runpytest()
+    # Without the summary, which repeats whole messages where CI is set.
+    result = pytester.runpytest("-rN")
     result.assert_outcomes(passed=5, failed=1, errors=2)
     output = result.stdout.str()
     assert output.count("fd: 1 more of anon_inode:[eventfd]") == 1
