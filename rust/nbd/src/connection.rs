@@ -42,6 +42,10 @@ pub(crate) enum Failure {
     Lost(Errno),
     #[error("the disk has ended: {0}")]
     DiskEnded(Errno),
+    #[error("it was not taken on: {0}")]
+    NotTakenOn(Errno),
+    #[error("the socket cannot be watched: {0}")]
+    Unwatched(Errno),
 }
 
 impl From<BadMagic> for Failure {
@@ -183,7 +187,8 @@ impl Connection {
         std::mem::take(&mut self.done)
     }
 
-    fn fail(&mut self, failure: Failure) {
+    /// Why it ends; what was said first counts.
+    pub(crate) fn fail(&mut self, failure: Failure) {
         self.failure.get_or_insert(failure);
     }
 

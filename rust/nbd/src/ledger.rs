@@ -108,6 +108,7 @@ impl Ledger {
             number,
             reach,
             ledger: self.clone(),
+            why: None,
         })
     }
 
@@ -165,6 +166,7 @@ pub(crate) struct Entry {
     number: u64,
     reach: Arc<Reach>,
     ledger: Arc<Ledger>,
+    why: Option<String>,
 }
 
 impl Entry {
@@ -204,9 +206,21 @@ impl Entry {
         add(&self.ledger.errors, done.errors);
     }
 
-    /// Why it ends.
-    pub(crate) fn report(&self, why: &str) {
+    /// Why the connection ends: told when it has ended.
+    pub(crate) fn set_why(&mut self, why: String) {
+        self.why = Some(why);
+    }
+}
+
+impl Drop for Entry {
+    /// Whoever sees the event finds the connection gone.
+    fn drop(&mut self) {
         let mut book = self.ledger.lock();
+        book.open.remove(&self.number);
+        self.ledger.ended.notify_all();
+        let Some(why) = &self.why else {
+            return;
+        };
         if book.events.len() == MOST_EVENTS {
             book.events.pop_front();
         }
@@ -214,12 +228,5 @@ impl Entry {
             .push_back(format!("connection {}: {why}", self.number));
         // A full counter is readable already.
         let _ = rustix::io::write(&self.ledger.event_fd, &1u64.to_ne_bytes());
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.ledger.lock().open.remove(&self.number);
-        self.ledger.ended.notify_all();
     }
 }

@@ -1,6 +1,6 @@
 //! A connection on its worker.
 
-use crate::connection::{Connection, Options};
+use crate::connection::{Connection, Failure, Options};
 use crate::ledger::{Entry, Order};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -45,9 +45,7 @@ impl Seed {
         match irq.and_then(|irq| served.watch(irq)) {
             Ok(()) => Some(Box::new(served)),
             Err(errno) => {
-                served
-                    .entry
-                    .report(&format!("it was not taken on: {errno}"));
+                served.connection.fail(Failure::NotTakenOn(errno));
                 None
             }
         }
@@ -55,6 +53,7 @@ impl Seed {
 }
 
 struct Served {
+    // Before its entry: a connection that has left the count holds nothing any more.
     connection: Connection,
     entry: Entry,
     irq: Option<OwnedFd>,
@@ -82,8 +81,7 @@ impl Served {
         self.place.unwatch(self.connection.socket());
         let watched = self.place.watch(self.connection.socket(), SOCKET, blocked);
         if let Err(errno) = watched {
-            self.entry
-                .report(&format!("the socket cannot be watched: {errno}"));
+            self.connection.fail(Failure::Unwatched(errno));
             self.connection.abort();
         }
     }
@@ -127,7 +125,7 @@ impl Task for Served {
 impl Drop for Served {
     fn drop(&mut self) {
         if let Some(failure) = self.connection.failure() {
-            self.entry.report(&failure.to_string());
+            self.entry.set_why(failure.to_string());
         }
         self.place.unwatch(self.connection.socket());
         if let Some(irq) = &self.irq {
