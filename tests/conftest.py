@@ -6,7 +6,6 @@ def test_second_daemon_is_locked_out(): ...
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Generator
 
@@ -31,16 +30,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Sends tests for other kernels to guests, unless this is one."""
     if not config.pluginmanager.has_plugin("tests.kernel.reports"):
         config.pluginmanager.register(KernelTests(), "kernel-tests")
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Generator[None]:
-    """The command sets the logger up for its process; the next test has none of it."""
-    logger = logging.getLogger("vduse")
-    before = list(logger.handlers), logger.propagate, logger.level
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[1]
-    logger.setLevel(before[2])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -17,6 +17,8 @@ from vduse.daemon.blk.facts import Serving
 from vduse.daemon.main import main
 from vduse.exports.nbd import NbdServer
 
+pytestmark = pytest.mark.usefixtures("command_logging")
+
 ARGV = ["blk", "null", "--size", "1M", "--nbd", "disk.sock"]
 
 

@@ -79,12 +79,13 @@ def test_how_a_command_ends(
     code: int,
     err: str,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(*_: object) -> int:
         raise raised
 
-    logging.getLogger("vduse").setLevel(logging.WARNING)
+    caplog.set_level(logging.WARNING, "vduse")
     monkeypatch.setattr(program, "_run", run)
     assert program.main(["demo"]) == code
     assert capsys.readouterr().err == err
@@ -130,12 +131,13 @@ def test_refusals_of_framework_and_system_are_one_line(
     error: Exception,
     line: str,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(*_: object) -> int:
         raise error
 
-    logging.getLogger("vduse").setLevel(logging.WARNING)
+    caplog.set_level(logging.WARNING, "vduse")
     monkeypatch.setattr(program, "_run", run)
     assert program.main(["demo"]) == 2
     assert capsys.readouterr().err == f"vduse: error: {line}\n"
