@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vduse import _native
+from vduse.channel import kernel
 from vduse.channel.base import Channel, ControlPort
 from vduse.channel.kernel import KernelChannel, KernelControl
 from vduse.control.abi import DevConfig, IovaUmem
@@ -67,6 +68,20 @@ def test_no_permission_says_what_to_do(directory: Path, denied: set[str]) -> Non
         control.open("disk0")
     with pytest.raises(PermissionError, match=r"control: Permission denied: run as root.*udev"):
         KernelControl(str(directory))
+    control.close()
+
+
+def test_node_of_a_new_device_is_waited_for(
+    directory: Path, denied: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """udev's rule hands it over a moment after the device is there."""
+    monkeypatch.setattr(kernel, "_ioctl", lambda *_: (0, b""))
+    monkeypatch.setattr("time.sleep", lambda _: denied.clear())
+    control = KernelControl(str(directory))
+    denied.add("disk0")
+    control.create_dev(DevConfig("disk0", 0, 2, 0, 1, 4096))
+    control.open("disk0").close()
+    assert not denied
     control.close()
 
 

@@ -14,6 +14,7 @@ import fcntl
 import os
 import select
 import threading
+import time
 
 from vduse import _native
 from vduse.channel.base import Resolver
@@ -39,6 +40,8 @@ from vduse.control.abi import (
 
 #: Where the kernel's device nodes are.
 DIRECTORY = "/dev/vduse"
+#: Seconds for udev to hand over the node of a device that was just created.
+_HANDOVER = 5.0
 
 
 def _ioctl(fd: int, nr: Ioctl, payload: bytes = b"") -> tuple[int, bytes]:
@@ -63,6 +66,8 @@ class KernelControl:
             raise OSError(error.errno, _advice(error, path)) from error
         #: What devices that are created or opened from now on speak.
         self._api_version = 0
+        #: The device created last: its node may still be root's.
+        self._created = ""
 
     def get_api_version(self) -> int:
         """The API version of this fd. Linux 7 chooses its newest one here, where none was set."""
@@ -78,16 +83,19 @@ class KernelControl:
     def create_dev(self, config: DevConfig) -> None:
         """OSError EINVAL, EPERM (a network device without CAP_NET_ADMIN), EEXIST, ENOMEM."""
         _ioctl(self._fd, Ioctl.CREATE_DEV, config.pack())
+        self._created = config.name
 
     def destroy_dev(self, name: str) -> None:
         """OSError EINVAL: no such device; EBUSY: open, or on the vDPA bus."""
         _ioctl(self._fd, Ioctl.DESTROY_DEV, pack_name(name))
 
     def open(self, name: str) -> KernelChannel:
-        """OSError ENOENT, ENODEV, EACCES, EBUSY (somebody has it open)."""
+        """OSError ENOENT, ENODEV, EACCES, EBUSY (somebody has it open). The node of a device that
+        was created here may be root's until udev hands it over: waited for, 5 seconds at most."""
         path = os.path.join(self._directory, name)
+        patience = _HANDOVER if name == self._created else 0.0
         try:
-            fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+            fd = _open_handed_over(path, patience)
         except PermissionError as error:
             raise OSError(error.errno, _advice(error, path)) from error
         return KernelChannel(name, fd, self._api_version)
@@ -222,6 +230,19 @@ class KernelChannel:
             f"/sys/class/vduse/{name}/msg_timeout; take it off the vDPA bus, destroy it, and "
             "start it again",
         )
+
+
+def _open_handed_over(path: str, patience: float) -> int:
+    """The node's fd. PermissionError: not ours after ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            # udev takes milliseconds, and has no fd that says when it is done.
+            time.sleep(0.01)
 
 
 def _is_broken(fd: int) -> bool:
