@@ -193,22 +193,36 @@ class FakeChannel:
 
 
 class FakeControl:
-    """A control node with at most one device, whose node is ``channel``."""
+    """A control node with at most one device, whose node is ``channel``. ``refusal``: what
+    creating is answered with; ``locked``: what every call on the control node is."""
 
-    def __init__(self, channel: FakeChannel, *, existing: bool = False) -> None:
+    def __init__(
+        self,
+        channel: FakeChannel,
+        *,
+        existing: bool = False,
+        refusal: OSError | None = None,
+        locked: OSError | None = None,
+    ) -> None:
         self.channel = channel
         self.created: DevConfig | None = None
         self.destroyed = False
         self.version: int | None = None
         self._existing = existing
+        self._refusal = refusal
+        self._locked = locked
 
     def get_api_version(self) -> int:
         raise AssertionError("on 7.2 that would pin version 1")
 
     def set_api_version(self, version: int) -> None:
         self.version = version
+        if self._locked is not None:
+            raise self._locked
 
     def create_dev(self, config: DevConfig) -> None:
+        if self._refusal is not None:
+            raise self._refusal
         if self._existing:
             raise FileExistsError(errno.EEXIST, "device exists")
         self.created = config
@@ -219,6 +233,8 @@ class FakeControl:
         self.destroyed = True
 
     def open(self, name: str) -> FakeChannel:
+        if not self._existing and self.created is None:
+            raise FileNotFoundError(errno.ENOENT, name)
         return self.channel
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Iterator
 
 from vduse import _native
 from vduse.channel.base import Resolver
@@ -54,16 +55,16 @@ def _ioctl(fd: int, nr: Ioctl, payload: bytes = b"") -> tuple[int, bytes]:
 
 
 class KernelControl:
-    """A :class:`~vduse.channel.base.ControlPort` on /dev/vduse/control."""
+    """A :class:`~vduse.channel.base.ControlPort` on /dev/vduse. The control node is opened when
+    it is first needed: who may open a device's node only can still take that device over.
+
+    Every method but :meth:`open` and :meth:`close` raises FileNotFoundError where there is no
+    module and PermissionError where the control node may not be opened; both say what to do.
+    """
 
     def __init__(self, directory: str = DIRECTORY) -> None:
-        """FileNotFoundError: there is no module; PermissionError: both say what to do."""
         self._directory = directory
-        path = os.path.join(directory, "control")
-        try:
-            self._fd = os.open(path, os.O_RDWR)
-        except OSError as error:
-            raise OSError(error.errno, _advice(error, path)) from error
+        self._fd = -1
         #: What devices that are created or opened from now on speak.
         self._api_version = 0
         #: The device created last: its node may still be root's.
@@ -71,33 +72,32 @@ class KernelControl:
 
     def get_api_version(self) -> int:
         """The API version of this fd. Linux 7 chooses its newest one here, where none was set."""
-        _, answer = _ioctl(self._fd, Ioctl.GET_API_VERSION)
+        _, answer = _ioctl(self._node(), Ioctl.GET_API_VERSION)
         self._api_version = unpack_u64(answer)
         return self._api_version
 
     def set_api_version(self, version: int) -> None:
-        """Chooses the API version of this fd. OSError EINVAL: the kernel does not know it."""
-        _ioctl(self._fd, Ioctl.SET_API_VERSION, pack_u64(version))
+        """Chooses the API version of this fd, and of devices that are opened from now on, even
+        where there is no control node to tell. OSError EINVAL: the kernel does not know it."""
         self._api_version = version
+        _ioctl(self._node(), Ioctl.SET_API_VERSION, pack_u64(version))
 
     def create_dev(self, config: DevConfig) -> None:
         """OSError EINVAL, EPERM (a network device without CAP_NET_ADMIN), EEXIST, ENOMEM."""
-        _ioctl(self._fd, Ioctl.CREATE_DEV, config.pack())
+        _ioctl(self._node(), Ioctl.CREATE_DEV, config.pack())
         self._created = config.name
 
     def destroy_dev(self, name: str) -> None:
         """OSError EINVAL: no such device; EBUSY: open, or on the vDPA bus."""
-        _ioctl(self._fd, Ioctl.DESTROY_DEV, pack_name(name))
+        _ioctl(self._node(), Ioctl.DESTROY_DEV, pack_name(name))
 
     def open(self, name: str) -> KernelChannel:
         """OSError ENOENT, ENODEV, EACCES, EBUSY (somebody has it open). The node of a device that
         was created here may be root's until udev hands it over: waited for, 5 seconds at most."""
         path = os.path.join(self._directory, name)
         patience = _HANDOVER if name == self._created else 0.0
-        try:
+        with _advised(path):
             fd = _open_handed_over(path, patience)
-        except PermissionError as error:
-            raise OSError(error.errno, _advice(error, path)) from error
         return KernelChannel(name, fd, self._api_version)
 
     def close(self) -> None:
@@ -105,6 +105,13 @@ class KernelControl:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+    def _node(self) -> int:
+        if self._fd < 0:
+            path = os.path.join(self._directory, "control")
+            with _advised(path):
+                self._fd = os.open(path, os.O_RDWR)
+        return self._fd
 
 
 class KernelChannel:
@@ -252,13 +259,21 @@ def _is_broken(fd: int) -> bool:
     return bool(poller.poll(0))
 
 
+@contextlib.contextmanager
+def _advised(path: str) -> Iterator[None]:
+    """Errors of opening ``path`` say what helps."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise OSError(error.errno, _advice(error, path)) from error
+
+
 def _advice(error: OSError, path: str) -> str:
-    match error:
-        case FileNotFoundError():
+    if isinstance(error, FileNotFoundError):
+        if os.path.basename(path) == "control":
             return f"{path}: {error.strerror}: load the module (as root): modprobe vduse"
-        case PermissionError():
-            return (
-                f"{path}: {error.strerror}: run as root, or have a udev rule hand it over: "
-                'SUBSYSTEM=="vduse", GROUP="vduse", MODE="0660"'
-            )
-    return f"{path}: {error.strerror}"
+        return f"{path}: {error.strerror}"
+    return (
+        f"{path}: {error.strerror}: run as root, or have a udev rule hand it over: "
+        'SUBSYSTEM=="vduse", GROUP="vduse", MODE="0660"'
+    )

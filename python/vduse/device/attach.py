@@ -15,20 +15,21 @@ class ConfigMismatch(RuntimeError):
 def create_or_open(control: ControlPort, spec: DeviceSpec) -> tuple[Channel, bool]:
     """The open node, and whether the device was there already.
 
-    A new device's virtqueues are set up here. OSError: EINVAL, EPERM (CREATE refused), EBUSY
-    (another program has the node open). ConfigMismatch.
+    A new device's virtqueues are set up here. Where this process may not create it, somebody else
+    may have: then its node is enough. OSError: EINVAL, EPERM (CREATE refused), ENOENT, EACCES (no
+    control node, or not for us, and no such device), EBUSY (another program has the node open).
+    ConfigMismatch.
     """
-    _set_api_version(control, spec.api_version)
     try:
+        _set_api_version(control, spec.api_version)
         control.create_dev(spec.dev_config())
     except FileExistsError:
-        channel = control.open(spec.name)
+        return _open_existing(control, spec), True
+    except (FileNotFoundError, PermissionError) as refused:
         try:
-            _expect_same(channel, spec)
-        except BaseException:
-            channel.close()
-            raise
-        return channel, True
+            return _open_existing(control, spec), True
+        except FileNotFoundError:
+            raise refused from None
     try:
         channel = control.open(spec.name)
         try:
@@ -41,6 +42,16 @@ def create_or_open(control: ControlPort, spec: DeviceSpec) -> tuple[Channel, boo
         control.destroy_dev(spec.name)
         raise
     return channel, False
+
+
+def _open_existing(control: ControlPort, spec: DeviceSpec) -> Channel:
+    channel = control.open(spec.name)
+    try:
+        _expect_same(channel, spec)
+    except BaseException:
+        channel.close()
+        raise
+    return channel
 
 
 def _set_api_version(control: ControlPort, version: int) -> None:
