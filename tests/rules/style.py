@@ -11,7 +11,8 @@ from types import ModuleType
 from tests.rules.tree import files, text
 
 MAX_LINES = 600
-#: The one stub of the one native module cannot be split.
+#: An extension module has one stub: parts of it would be modules that are not there to import,
+#: which stubtest refuses.
 _MAY_BE_LONG = {"python/vduse/_native.pyi"}
 
 # Written so that this file does not name what it forbids.
