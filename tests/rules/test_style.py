@@ -108,5 +108,5 @@ def test_undocumented_name_is_found(tmp_path: Path) -> None:
 def test_name_missing_in_native_module_is_found(tmp_path: Path) -> None:
     write(tmp_path, "python/vduse/_native.pyi", "class A:\n    def m(self): ...\ndef f(): ...\n")
     native = ModuleType("native")
-    native.A = type("A", (), {})  # type: ignore[attr-defined]
+    vars(native)["A"] = type("A", (), {})
     assert style.missing_natives(tmp_path, native) == ["A.m", "f"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -80,7 +80,7 @@ class LogWatch(logging.Handler):
 class Stage:
     """The victim under vhost_vdpa, the neighbour under virtio_vdpa."""
 
-    def __init__(self, park: BlkPark, log: LogWatch, **victim: object) -> None:
+    def __init__(self, park: BlkPark, log: LogWatch, **victim: Any) -> None:
         self.park = park
         self.log = log
         self.spec = BlkSpec(
@@ -89,7 +89,7 @@ class Stage:
             queue_size=16,
             packed=True,
             serial="victim-serial",
-            **victim,  # type: ignore[arg-type]
+            **victim,
         )
         park.add(self.spec, driver="vhost_vdpa")
         park.add(BlkSpec(name=NEIGHBOUR, size=4 << 20))
@@ -105,11 +105,11 @@ class Stage:
         return self.park.device(VICTIM)
 
     @contextmanager
-    def raw(self, **options: object) -> Iterator[RawDriver]:
+    def raw(self, **options: Any) -> Iterator[RawDriver]:
         """A raw driver of the victim, not started; its device file is opened for it."""
         driver: Driver = self.park.framework.bus.vhost(VICTIM).open()
         try:
-            with RawDriver(driver, **options) as raw:  # type: ignore[arg-type]
+            with RawDriver(driver, **options) as raw:
                 yield raw
         finally:
             driver.close()

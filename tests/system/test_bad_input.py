@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ class Person:
         self.tmp.mkdir()
 
     def types(
-        self, line: str, before: Callable[[], None] | None = None, **streams: int
+        self, line: str, before: Callable[[], None] | None = None, **streams: Any
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command line; ``before`` runs in the new process."""
         return subprocess.run(
@@ -37,7 +38,7 @@ class Person:
             env={**os.environ, "TMPDIR": str(self.tmp)},
             text=True,
             preexec_fn=before,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},  # type: ignore[call-overload]
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
         )
 
     def refused(self, line: str, before: Callable[[], None] | None = None) -> str:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,9 +69,9 @@ def program(body: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ({"drain_timeout": -1.0}, "drain_timeout: -1.0 is negative"),
     ],
 )
-def test_block_device_that_cannot_be(arguments: dict[str, object], line: str) -> None:
+def test_block_device_that_cannot_be(arguments: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError) as refused:
-        BlkDevice(**{"name": "d", "backend": _native.Backend.null(SIZE), **arguments})  # type: ignore[arg-type]
+        BlkDevice(**{"name": "d", "backend": _native.Backend.null(SIZE), **arguments})
     assert str(refused.value) == line
 
 
@@ -78,10 +79,10 @@ def test_block_device_that_cannot_be(arguments: dict[str, object], line: str) ->
     "arguments",
     [{"bounce_size": 0}, {"bounce_size": 1 << 31}, {"msg_timeout": -1}, {"msg_timeout": 1 << 32}],
 )
-def test_framework_that_cannot_be(arguments: dict[str, int]) -> None:
+def test_framework_that_cannot_be(arguments: dict[str, Any]) -> None:
     [name] = arguments
     with pytest.raises(ValueError, match=f"{name}: "):
-        Framework(**arguments)  # type: ignore[arg-type]
+        Framework(**arguments)
 
 
 def test_listening_nowhere() -> None:

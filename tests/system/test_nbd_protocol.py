@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +37,9 @@ READ, WRITE, DISC = 0, 1, 2
 
 
 @contextmanager
-def served(folder: Path, **options: object) -> Iterator[NbdServer]:
+def served(folder: Path, **options: Any) -> Iterator[NbdServer]:
     with (
-        blk_stack(size=SIZE, queues=2, **options) as stack,  # type: ignore[arg-type]
+        blk_stack(size=SIZE, queues=2, **options) as stack,
         NbdServer(
             stack.disk,
             folder / "disk.sock",

@@ -172,8 +172,11 @@ def test_a_removed_device_ends_reads() -> None:
 
 
 def test_an_empty_answer_is_an_error_of_the_device() -> None:
-    device = Silent()
-    device.submit = lambda queue, batch: batch.complete(0)  # type: ignore[method-assign]
+    class Empty(Silent):
+        def submit(self, queue: int, batch: _native.ChainBatch) -> None:
+            batch.complete(0)
+
+    device = Empty()
     with Framework(device_ids=[DeviceId.RNG]) as framework, served(device, framework):
         framework.dev_add(NAME)
         with pytest.raises(OSError, match="used with no bytes"):

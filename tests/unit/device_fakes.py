@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from dataclasses import dataclass, replace
 
 from vduse import _native
@@ -268,7 +269,9 @@ class FakeDataPath:
         self.new_callfds: list[int] = []
         self.reset_count = 0
         self.closed = False
+        self._starting = threading.Condition()
         self._events: list[tuple[str, int, str]] = []
+        self._fetched = threading.Event()
         self._event_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def inflight_size(self, size: int, features: int) -> int:
@@ -290,9 +293,11 @@ class FakeDataPath:
         if index == self.refuses:
             raise OSError(errno.EFAULT, "ring areas are not mapped")
         os.fstat(kickfd)
-        self.running.add(index)
         offset = None if inflight is None else inflight[1]
         self.started[index] = StartedQueue(size, features, areas, state, callfd >= 0, offset)
+        with self._starting:
+            self.running.add(index)
+            self._starting.notify_all()
 
     def stop_queue(self, index: int, timeout: float) -> tuple[int, ...] | None:
         if index not in self.running:
@@ -332,13 +337,21 @@ class FakeDataPath:
     def events(self) -> list[tuple[str, int, str]]:
         os.eventfd_read(self._event_fd)
         events, self._events = self._events, []
+        self._fetched.set()
         return events
 
     def break_queue(self, index: int, message: str) -> None:
-        """What a malformed ring does."""
+        """What a malformed ring does; waits until the control thread has come for the event."""
         self.running.clear()
         self._events.append(("broken", index, message))
+        self._fetched.clear()
         os.eventfd_write(self._event_fd, 1)
+        assert self._fetched.wait(30)
+
+    def wait_running(self, *indexes: int) -> None:
+        """Waits until just these queues run."""
+        with self._starting:
+            assert self._starting.wait_for(lambda: self.running == set(indexes), 30)
 
     def close(self) -> None:
         assert not self.running, "closed under running queues"

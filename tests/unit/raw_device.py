@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from vduse.channel.packet import Answer, Call, Packet, receive_packet, send_packet
 from vduse.control.abi import (
@@ -25,9 +26,9 @@ FEATURES = Feature.VERSION_1 | Feature.ACCESS_PLATFORM
 Reply = Callable[[DevRequest], DevResponse | None]
 
 
-def blk_config(name: str = "vd0", *, queues: int = 1, **changes: object) -> DevConfig:
+def blk_config(name: str = "vd0", *, queues: int = 1, **changes: Any) -> DevConfig:
     """What CREATE_DEV takes, with ``changes``."""
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "name": name,
         "vendor_id": 0,
         "device_id": int(DeviceId.BLOCK),
@@ -36,7 +37,7 @@ def blk_config(name: str = "vd0", *, queues: int = 1, **changes: object) -> DevC
         "vq_align": 4096,
         "config": (2048).to_bytes(8, "little") + bytes(52),
     }
-    return DevConfig(**{**fields, **changes})  # type: ignore[arg-type]
+    return DevConfig(**{**fields, **changes})
 
 
 class Caller:

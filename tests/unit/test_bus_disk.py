@@ -54,6 +54,10 @@ class ModelDriver:
         return b"serial-1".ljust(20, b"\0")
 
 
+def disk_on(model: ModelDriver) -> Disk:
+    return Disk(model, "vd0")  # type: ignore[arg-type]  # as much of a driver as is used here
+
+
 @pytest.fixture
 def model() -> ModelDriver:
     return ModelDriver()
@@ -61,7 +65,7 @@ def model() -> ModelDriver:
 
 @pytest.fixture
 def disk(model: ModelDriver) -> Disk:
-    return Disk(model, "vd0")  # type: ignore[arg-type]
+    return disk_on(model)
 
 
 def test_whole_sectors(disk: Disk, model: ModelDriver) -> None:
@@ -95,7 +99,7 @@ class TestFile:
                 file.write(b"x")
 
     def test_a_read_only_disk_opens_as_rb(self) -> None:
-        disk = Disk(ModelDriver(read_only=True), "vd0")  # type: ignore[arg-type]
+        disk = disk_on(ModelDriver(read_only=True))
         with pytest.raises(OSError) as caught:
             disk.open()
         assert caught.value.errno == errno.EROFS
@@ -175,7 +179,7 @@ def test_behaves_as_a_file_of_fixed_size(
 ) -> None:
     driver = ModelDriver()
     expected = bytes(driver.data)
-    with Disk(driver, "vd0").open("r+b", buffering) as file:  # type: ignore[arg-type]
+    with disk_on(driver).open("r+b", buffering) as file:
         for offset, data, length in steps:
             file.seek(offset)
             fits = data[: max(0, SIZE - offset)]

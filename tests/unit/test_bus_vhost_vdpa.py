@@ -31,7 +31,8 @@ class FakeVdpa:
         self.calls: list[tuple[object, ...]] = []
         self.status = 0
         self.driver_features = 0
-        self.refuses: set[int] = set()
+        #: Statuses, and "map".
+        self.refuses: set[int | str] = set()
         self.maps: list[list[Mapping]] = []
         self.state: tuple[int, ...] = (0,)
         self.lines = [_native.VqLine() for _ in range(self.nvqs)]
@@ -98,7 +99,7 @@ def vdpa() -> FakeVdpa:
 
 @pytest.fixture
 def vhost(vdpa: FakeVdpa, relay: _native.KickRelay) -> VhostVdpa:
-    device: VdpaDevice = vdpa  # type: ignore[assignment]
+    device: VdpaDevice = vdpa  # type: ignore[assignment]  # the rest is in __getattr__
     return VhostVdpa(device, relay)
 
 
@@ -318,7 +319,7 @@ class TestIotlb:
     def test_a_refused_update_is_undone(
         self, opened: VhostVdpaFile, vdpa: FakeVdpa, memory: int
     ) -> None:
-        vdpa.refuses.add("map")  # type: ignore[arg-type]
+        vdpa.refuses.add("map")
         assert fails(opened.iotlb_update, 0x1000, 0x1000, memory, 0, 3) == errno.EIO
         vdpa.refuses.clear()
         opened.iotlb_update(0x1000, 0x1000, memory, 0, 3)

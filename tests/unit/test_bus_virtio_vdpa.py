@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -85,8 +86,8 @@ class Devices:
         self.control = Caller(framework.control())
         self.made: list[RawDevice] = []
 
-    def make(self, size: int = 64, **changes: object) -> RawDevice:
-        config: DevConfig = blk_config(**changes)  # type: ignore[arg-type]
+    def make(self, size: int = 64, **changes: Any) -> RawDevice:
+        config: DevConfig = blk_config(**changes)
         device = RawDevice(self.control, config)
         device.set_up_queues(size)
         self.made.append(device)

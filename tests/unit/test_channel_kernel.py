@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,10 +162,10 @@ def pool() -> Iterator[_native.Pool]:
     pool.close()
 
 
-def data_path(pool: _native.Pool, resolver: object) -> _native.BlkDataPath:
+def data_path(pool: _native.Pool, resolver: Any) -> _native.BlkDataPath:
     limits = {"capacity": MIB // 512, "seg_max": 16, "size_max": MIB}
     backend = _native.Backend.null(MIB)
-    return _native.BlkDataPath(pool, backend, resolver, limits, b"")  # type: ignore[arg-type]
+    return _native.BlkDataPath(pool, backend, resolver, limits, b"")
 
 
 def test_data_path_on_a_node_that_resolves_nothing(

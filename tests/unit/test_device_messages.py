@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -94,8 +94,8 @@ class Rig:
 def rigs() -> Iterator[Callable[..., Rig]]:
     made: list[Rig] = []
 
-    def make(**options: object) -> Rig:
-        made.append(Rig(**options))  # type: ignore[arg-type]
+    def make(**options: Any) -> Rig:
+        made.append(Rig(**options))
         return made[-1]
 
     yield make
@@ -110,12 +110,6 @@ def rigs() -> Iterator[Callable[..., Rig]]:
 @pytest.fixture
 def rig(rigs: Callable[..., Rig]) -> Rig:
     return rigs()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Waits for an effect that nothing announces; the test's watchdog bounds it."""
-    while not condition():
-        time.sleep(0.001)
 
 
 # --- start ------------------------------------------------------------------------------
@@ -289,7 +283,7 @@ def test_stopped_queue_goes_on_where_it_stopped_when_kicked(rig: Rig) -> None:
     rig.settle()
     assert rig.path.running == set(), "a kick from before the stop does not start it"
     os.eventfd_write(rig.channel.kickfds[0], 1)
-    wait_until(lambda: rig.path.running == {0})
+    rig.path.wait_running(0)
     assert rig.path.started[0].state == (77,)
 
 
@@ -301,7 +295,7 @@ def test_stopped_queue_goes_on_where_the_driver_says(rig: Rig) -> None:
         0, 8, 0x1000, 0x2000, 0x3000, encode_vq_state((78,)), True
     )
     os.eventfd_write(rig.channel.kickfds[0], 1)
-    wait_until(lambda: rig.path.running == {0})
+    rig.path.wait_running(0)
     assert rig.path.started[0].state == (78,)
 
 
@@ -319,7 +313,7 @@ def test_late_enable_is_noticed_by_its_kick(rig: Rig) -> None:
     assert rig.path.running == {0}, "kicked, but not ready"
     rig.channel.set_up(1)
     os.eventfd_write(rig.channel.kickfds[1], 1)
-    wait_until(lambda: rig.path.running == {0, 1})
+    rig.path.wait_running(0, 1)
 
 
 def test_update_iotlb_invalidates_and_acknowledges(rig: Rig) -> None:
@@ -362,7 +356,7 @@ def test_messages_not_of_this_version_are_refused(rig: Rig) -> None:
 def test_malformed_ring_stops_the_device_until_reset(rig: Rig) -> None:
     rig.live(0)
     rig.path.break_queue(0, "descriptor chain loops")
-    wait_until(lambda: rig.device.fault is not None)
+    rig.settle()
     assert rig.device.fault == "virtqueue 0: descriptor chain loops"
     assert rig.channel.ask(GetVqState(0)).result == FAILED
     os.eventfd_write(rig.channel.kickfds[1], 1)
@@ -384,7 +378,7 @@ def test_word_of_a_fault_that_comes_after_the_reset_is_void(rig: Rig) -> None:
 
 
 def test_exception_breaks_only_its_device(
-    rigs: Callable[..., Rig], caplog: pytest.LogCaptureFixture
+    rigs: Callable[..., Rig], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, whole = rigs(), rigs()
     whole.thread.close()
@@ -396,7 +390,7 @@ def test_exception_breaks_only_its_device(
     def fail(start: int, last: int, timeout: float) -> bool:
         raise RuntimeError("a bug")
 
-    broken.path.invalidate = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(broken.path, "invalidate", fail)
     broken.channel.send(UpdateIotlb(0, 1))
     assert broken.device.wait(30) == "RuntimeError: a bug"
     assert "Traceback" in caplog.text
@@ -426,7 +420,7 @@ def test_taking_over_a_live_driver_starts_its_ready_queues(rigs: Callable[..., R
     assert rig.channel.ask(SetStatus(0xF)).result == OK
     rig.channel.set_up(1)
     os.eventfd_write(rig.channel.kickfds[1], 1)
-    wait_until(lambda: rig.path.running == {0, 1})
+    rig.path.wait_running(0, 1)
 
 
 def test_taking_over_a_live_driver_without_queues_sees_a_late_enable(
@@ -439,7 +433,7 @@ def test_taking_over_a_live_driver_without_queues_sees_a_late_enable(
     assert rig.channel.config_irqs == 1, "the config space was written anew"
     rig.channel.set_up(1)
     os.eventfd_write(rig.channel.kickfds[1], 1)
-    wait_until(lambda: rig.path.running == {1})
+    rig.path.wait_running(1)
 
 
 def test_taking_over_before_the_driver_is_live_follows_its_next_status(

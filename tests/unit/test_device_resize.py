@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-import time
+import threading
 from pathlib import Path
 
+import pytest
+
+from vduse.bus import virtio_blk
 from vduse.testing.harness import blk_stack
 
 
-def test_a_live_driver_sees_the_new_capacity(tmp_path: Path) -> None:
+def test_a_live_driver_sees_the_new_capacity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resized = threading.Event()
+    monkeypatch.setattr(virtio_blk.log, "info", lambda *_: resized.set())
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))
     with blk_stack(backend=str(image), size=None) as stack:
         assert stack.disk.size == 1 << 20
         os.truncate(image, (2 << 20) + 512)
         assert stack.blk.resize() == (2 << 20) + 512
-        # Nothing announces that the driver has read the config space.
-        while stack.disk.size != (2 << 20) + 512:
-            time.sleep(0.001)
+        assert resized.wait(30)
+        assert stack.disk.size == (2 << 20) + 512

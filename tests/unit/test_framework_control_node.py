@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -55,8 +56,8 @@ def code(control: ControlNode, nr: int, payload: bytes = b"") -> int:
     return 0
 
 
-def create(control: ControlNode, **changes: object) -> int:
-    return code(control, Ioctl.CREATE_DEV, blk_config(**changes).pack())  # type: ignore[arg-type]
+def create(control: ControlNode, **changes: Any) -> int:
+    return code(control, Ioctl.CREATE_DEV, blk_config(**changes).pack())
 
 
 NET = {"device_id": DeviceId.NET, "features": BASE | NetFeature.MAC}

@@ -10,6 +10,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,7 +148,8 @@ def test_a_silent_device_breaks_and_sees_the_end_of_its_messages(
     device.reply = lambda request: None
     with pytest.raises(DeviceTimedOut):
         vdpa.set_status(1)
-    device._thread.join()  # type: ignore[union-attr]  # it ends at the end of the messages
+    assert device._thread is not None
+    device._thread.join()  # it ends at the end of the messages
     assert call_errno(device.calls, Ioctl.DEV_GET_FEATURES, b"") == errno.EPERM
     framework.dev_del("vd0")
 
@@ -346,19 +348,19 @@ class TestDevAddAttributes:
         ],
     )
     def test_what_the_device_lacks_is_einval(
-        self, framework: Framework, net: RawDevice, attributes: dict[str, object], expected: int
+        self, framework: Framework, net: RawDevice, attributes: dict[str, Any], expected: int
     ) -> None:
         with pytest.raises(OSError) as caught:
-            framework.dev_add("net0", driver=None, **attributes)  # type: ignore[arg-type]
+            framework.dev_add("net0", driver=None, **attributes)
         assert caught.value.errno == expected
         assert not framework.device("net0").attached
 
     @pytest.mark.parametrize("attributes", [{"mac": bytes(6)}, {"vq_pairs": 1}])
     def test_net_attributes_of_a_block_device_are_eopnotsupp(
-        self, framework: Framework, device: RawDevice, attributes: dict[str, object]
+        self, framework: Framework, device: RawDevice, attributes: dict[str, Any]
     ) -> None:
         with pytest.raises(OSError) as caught:
-            framework.dev_add("vd0", driver=None, **attributes)  # type: ignore[arg-type]
+            framework.dev_add("vd0", driver=None, **attributes)
         assert caught.value.errno == errno.EOPNOTSUPP
 
 

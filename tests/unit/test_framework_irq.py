@@ -71,9 +71,12 @@ def test_work_may_flush_and_close_its_own_queue(queue: WorkQueue) -> None:
 def test_failing_work_is_logged_and_the_next_runs(
     queue: WorkQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
     done = threading.Event()
     with caplog.at_level(logging.ERROR, "vduse"):
-        queue.queue(Work(lambda: 1 / 0, "config interrupt of vd0"))  # type: ignore[arg-type,return-value]
+        queue.queue(Work(fail, "config interrupt of vd0"))
         queue.queue(Work(done.set, "next"))
         assert done.wait(30)
     assert "config interrupt of vd0 failed" in caplog.text

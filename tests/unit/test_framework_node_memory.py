@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 import pytest
 
@@ -25,8 +26,9 @@ from vduse.framework import device_node
 class TestUmem:
     """IOTLB_REG_UMEM, IOTLB_DEREG_UMEM: checks in order."""
 
-    def umem(self, **changes: object) -> bytes:
-        return IovaUmem(**{"uaddr": 0x10000, "iova": 0, "size": BOUNCE, **changes}).pack()  # type: ignore[arg-type]
+    def umem(self, **changes: Any) -> bytes:
+        fields: dict[str, Any] = {"uaddr": 0x10000, "iova": 0, "size": BOUNCE}
+        return IovaUmem(**(fields | changes)).pack()
 
     def test_einval_before_attach_and_before_a_bounce_page_was_mapped(self, bench: Bench) -> None:
         assert bench.fails(Ioctl.IOTLB_REG_UMEM, self.umem()) == errno.EINVAL
@@ -43,7 +45,7 @@ class TestUmem:
         bench.attach()
         assert bench.device.domain is not None
         fake = FakeDomain()
-        bench.device.domain.native = fake  # type: ignore[assignment]
+        monkeypatch.setattr(bench.device.domain, "native", fake)
         for bad in (
             self.umem(size=BOUNCE - 4096),
             self.umem(iova=4096),
@@ -66,10 +68,12 @@ class TestUmem:
         bench.node.release()
         assert fake.umem is None
 
-    def test_cap_umem_only_for_the_bounce_region(self, bench: Bench) -> None:
+    def test_cap_umem_only_for_the_bounce_region(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         bench.attach()
         assert bench.device.domain is not None
-        bench.device.domain.native = FakeDomain()  # type: ignore[assignment]
+        monkeypatch.setattr(bench.device.domain, "native", FakeDomain())
         answer = bench.ok(Ioctl.IOTLB_GET_INFO, IovaInfo(1, 1).pack())
         assert IovaInfo.unpack(answer) == IovaInfo(0, BOUNCE - 1, capability=1)
         answer = bench.ok(Ioctl.IOTLB_GET_INFO, IovaInfo(BOUNCE, 2**64 - 1).pack())

@@ -90,7 +90,12 @@ def test_a_source_that_is_gone_is_watched_no_more(monkeypatch: pytest.MonkeyPatc
     warned = threading.Event()
     monkeypatch.setattr(shrinker.log, "warning", lambda *_: warned.set())
     asked: list[int] = []
-    made = Shrinker(lambda: asked.append(1) or [])  # type: ignore[func-returns-value]
+
+    def devices() -> list[Reclaimable]:
+        asked.append(1)
+        return []
+
+    made = Shrinker(devices)
     assert warned.wait(30)
     made.close()
     assert asked == []

@@ -141,7 +141,7 @@ def test_tasks_in_flight_are_cancelled_when_the_disk_is_closed() -> None:
 
     class Late(Slow):
         @override
-        async def read(self, offset: int, buffer: memoryview) -> None:  # type: ignore[override]
+        async def read(self, offset: int, buffer: memoryview) -> None:
             buffer[:] = bytes(len(buffer))
             self.watch = asyncio.get_running_loop().create_task(self._watch())
 
@@ -157,9 +157,16 @@ def test_tasks_in_flight_are_cancelled_when_the_disk_is_closed() -> None:
     assert ended == ["cancelled"]
 
 
+class Layered(Ram):
+    """Keeps a layer on itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = read_only(self.native)
+
+
 def test_disk_that_keeps_its_own_layer_is_collected() -> None:
-    ram = Ram()
-    ram.layer = read_only(ram.native)  # type: ignore[attr-defined]
+    ram = Layered()
     known = weakref.ref(ram)
     gc.collect()
     assert known() is not None
@@ -169,10 +176,9 @@ def test_disk_that_keeps_its_own_layer_is_collected() -> None:
 
 
 def test_layer_in_use_keeps_its_disk() -> None:
-    ram = Ram()
-    ram.layer = read_only(ram.native)  # type: ignore[attr-defined]
+    ram = Layered()
     known = weakref.ref(ram)
-    with blk_stack(backend=ram.layer) as stack:  # type: ignore[attr-defined]
+    with blk_stack(backend=ram.layer) as stack:
         del ram
         gc.collect()
         assert known() is not None

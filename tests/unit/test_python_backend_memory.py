@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from typing_extensions import override
+from typing_extensions import Buffer, override
 
 from tests.unit.test_python_backend import Batches, Ram, on
 from vduse.backends.python import IoBatch, IoRequest, PythonBackend
@@ -111,7 +111,7 @@ class Slicing(Ram):
         self.begun = threading.Event()
         self.go = threading.Event()
         self.parts: dict[int, memoryview] = {}
-        self.exporter: object = None
+        self.exporter: Buffer = b""
 
     @override
     def write(self, offset: int, buffer: memoryview) -> None:
@@ -147,7 +147,7 @@ def test_part_kept_by_a_method_stays_on_its_own_request() -> None:
         # The memory is the driver's again: each part shows what it writes to that request's place.
         for sector in range(8):
             driver.memory.write(DATA + 512 * sector, bytes([100 + sector]) * 512)
-        exported = memoryview(disk.exporter)  # type: ignore[arg-type]
+        exported = memoryview(disk.exporter)
         shown = {sector: bytes(part) for sector, part in disk.parts.items()}
         assert shown == {sector: bytes([100 + sector]) * 504 for sector in (1, 3, 7)}
         assert bytes(exported) == bytes([104]) * 512

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.test_python_backend import Batches, on
 from vduse.backends.python import IoBatch, IoOp
+from vduse.testing.harness import BlkStack
 
 FIELDS = ("token", "offset", "length", "address", "op", "may_unmap", "result")
 
@@ -56,9 +57,9 @@ def test_address_is_that_of_the_data() -> None:
     assert disk.stats()["exceptions"] == disk.stats()["stale_views"] == 0
 
 
-def reads(stack: object, count: int) -> list[int]:
+def reads(stack: BlkStack, count: int) -> list[int]:
     """``count`` reads at once, of one sector each; how they ended, in order."""
-    disk = stack.disk  # type: ignore[attr-defined]
+    disk = stack.disk
     tokens = disk.submit([("read", 512 * n, bytearray(512)) for n in range(count)])
     done: dict[int, int] = {}
     while len(done) < count:
@@ -159,7 +160,7 @@ def test_tokens_in_other_shapes() -> None:
 def test_tokens_that_are_none_are_refused(tokens: object) -> None:
     disk = Batches(done_by)
     with pytest.raises((TypeError, ValueError)):
-        disk.complete(tokens)  # type: ignore[arg-type]
+        disk.complete(tokens)  # type: ignore[arg-type]  # as a caller might
     disk.close()
 
 

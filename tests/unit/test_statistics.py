@@ -56,7 +56,7 @@ def test_both_sides_count_the_same_requests(backend: str, packed: bool, tmp_path
         device, driver = stack.blk.stats(), disk.stats()
         assert device is not None
         for name in ("requests", "bytes_read", "bytes_written", "errors"):
-            assert device[name] == driver[name], name  # type: ignore[literal-required]
+            assert device[name] == driver[name], name
         assert device["requests"] == report.requests + 1
         latency = device["latency_ns"]
         assert latency["read"]["count"] * 4096 == device["bytes_read"]
