@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vduse.control.features import Feature
 from vduse.testing.arena import ArenaBlk
 from vduse.testing.harness import blk_stack
-from vduse.testing.load import Report, Spec, run_ours, run_virtio_driver
+from vduse.testing.load import Report, Spec, run_ours, run_vhost_user
 
 DEPTHS = (1, 32, 128)
 BLOCK_SIZE = 4096
@@ -60,11 +60,14 @@ def _arena(packed: bool) -> Iterator[Load]:
 
 @contextmanager
 def _libblkio(packed: bool) -> Iterator[Load]:
-    with blk_stack(
-        backend="null", packed=packed, queue_size=QUEUE_SIZE, driver="vhost_vdpa"
-    ) as stack:
-        yield lambda spec: run_virtio_driver(
-            stack.driver, spec, packed=packed, queue_size=QUEUE_SIZE, event_idx=not packed
+    with (
+        blk_stack(
+            backend="null", packed=packed, queue_size=QUEUE_SIZE, driver="vhost_vdpa"
+        ) as stack,
+        stack.vhost_user() as path,
+    ):
+        yield lambda spec: run_vhost_user(
+            path, spec, packed=packed, queue_size=QUEUE_SIZE, event_idx=not packed
         )
 
 

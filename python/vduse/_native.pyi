@@ -302,8 +302,7 @@ def load_virtio_driver(
     queue_size: int,
     event_idx: bool = True,
 ) -> dict[str, Any]:
-    """The same on crate ``virtio-driver``, connected to a vhost-user socket
-    (:class:`vduse.testing.vhost_user.VhostUserBridge` puts one before any ``Driver``) or to a
+    """The same on crate ``virtio-driver``, connected to a vhost-user socket or to a
     /dev/vhost-vdpa-N."""
 
 def load_virtio_drivers(device: Any, spec: dict[str, Any]) -> dict[str, Any]:

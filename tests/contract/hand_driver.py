@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.contract.devices import AGREED, BASE, DEADLINE, LIVE, STARTED
-from vduse.bus.driver import Driver
+from vduse.bus.driver import PACKED_START, Driver
 from vduse.control.abi import ACCESS_RW
 from vduse.control.features import Feature
 from vduse.testing.rings import NEXT, WRITE, Memory, PackedRing, SplitRing
@@ -22,7 +22,6 @@ BLOCK = 4096
 _RING = 8192
 _FRAME = 64
 #: avail and used wrap counters of a packed ring, as VHOST_SET_VRING_BASE has them.
-_PACKED_START = 1 << 15 | 1 << 31
 IN, OUT = 0, 1
 PENDING = 0xFF
 
@@ -51,7 +50,7 @@ class HandDriver:
         for index, ring in enumerate(self.rings):
             driver.set_vring_num(index, QUEUE_SIZE)
             driver.set_vring_addr(index, *ring.areas)
-            driver.set_vring_base(index, _PACKED_START if self.packed else 0)
+            driver.set_vring_base(index, PACKED_START if self.packed else 0)
             driver.set_vring_call(index, self.calls[index])
         for index in enabled:
             driver.set_vring_enable(index, True)

@@ -1,5 +1,5 @@
-"""Crate virtio-driver, libblkio's driver, through vhost_vdpa: split and packed rings, memory of
-its own by fd. Nobody here wrote it."""
+"""Crate virtio-driver, libblkio's driver, over vhost-user: split and packed rings, memory of its
+own by fd. Nobody here wrote it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vduse.testing.harness import BlkStack, Where, blk_stack
-from vduse.testing.load import Op, Spec, run_virtio_driver
+from vduse.testing.load import Op, Report, Spec, run_vhost_user
 
 SIZE = 16 << 20
 
@@ -26,9 +26,14 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def _verify(stack: BlkStack, op: Op, *, queues: int = 1, **driver: bool) -> None:
     spec = Spec(op=op, requests=3000, depth=24, verify=True, span=4 << 20)
-    report = run_virtio_driver(stack.driver, spec, queues=queues, **driver)
+    report = _run(stack, spec, queues=queues, **driver)
     assert report.errors == 0, report.messages
     assert report.requests == 3000
+
+
+def _run(stack: BlkStack, spec: Spec, *, queues: int = 1, **driver: bool) -> Report:
+    with stack.vhost_user() as path:
+        return run_vhost_user(path, spec, queues=queues, **driver)
 
 
 @pytest.mark.parametrize("queues", [1, 4])
@@ -57,13 +62,13 @@ def test_one_front_end_after_the_other(where: Where) -> None:
 def test_small_and_large_requests(block_size: int) -> None:
     with blk_stack(driver="vhost_vdpa") as stack:
         spec = Spec(op="mixed", block_size=block_size, requests=200, depth=8, verify=True)
-        report = run_virtio_driver(stack.driver, spec)
+        report = _run(stack, spec)
         assert report.errors == 0, report.messages
 
 
 def test_writes_to_a_read_only_disk_fail_one_by_one() -> None:
     with blk_stack(read_only=True, driver="vhost_vdpa") as stack:
-        report = run_virtio_driver(stack.driver, Spec(op="write", requests=50, depth=4))
+        report = _run(stack, Spec(op="write", requests=50, depth=4))
         assert report.errors == 50
-        reads = run_virtio_driver(stack.driver, Spec(op="read", requests=50, depth=4))
+        reads = _run(stack, Spec(op="read", requests=50, depth=4))
         assert reads.errors == 0

@@ -6,7 +6,10 @@ OSError with the errno the kernel gives.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+#: :meth:`Driver.set_vring_base` of a fresh packed ring: both wrap counters 1.
+PACKED_START: Final = 1 << 15 | 1 << 31
 
 
 class Driver(Protocol):

@@ -8,12 +8,11 @@ import os
 from collections.abc import Sequence
 
 from vduse import _native
-from vduse.bus.driver import Driver
+from vduse.bus.driver import PACKED_START, Driver
 from vduse.bus.virtio_blk import VirtioBlk
 from vduse.control.abi import ACCESS_RW
 from vduse.control.features import Feature, Status
 from vduse.testing.closing import Closing
-from vduse.testing.vhost_user import PACKED_START
 
 _STARTED = Status.ACKNOWLEDGE | Status.DRIVER
 _AGREED = _STARTED | Status.FEATURES_OK

@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from vduse.channel.embedded import inherited
 from vduse.channel.tap import Tap
 from vduse.devices.blk import BlkDevice
 from vduse.devices.local import local_blk
+from vduse.exports.vhost_user import VhostUserServer
 from vduse.framework.framework import DEFAULT_BOUNCE_SIZE, DEFAULT_MSG_TIMEOUT, Framework
 from vduse.framework.vdpa_device import VdpaDevice
 from vduse.testing.closing import Closing
@@ -204,6 +206,15 @@ class BlkStack:
             if self.device.serving and self.spec.name in self.framework.bus.devices:
                 exits.callback(self.framework.dev_del, self.spec.name)
             exits.callback(self.close_driver)
+
+    @contextmanager
+    def vhost_user(self) -> Iterator[str]:
+        """The path of a vhost-user socket in front of the device under vhost_vdpa, which nobody
+        has open; serves one front end after the other until the end."""
+        with tempfile.TemporaryDirectory(prefix="vduse-") as folder:
+            path = os.path.join(folder, "vhost-user.sock")
+            with VhostUserServer(self.framework.bus.vhost(self.spec.name), path):
+                yield path
 
     def _make_device(self) -> LocalDevice | ChildDevice:
         if self._where == "child":

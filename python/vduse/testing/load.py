@@ -1,6 +1,6 @@
 """The load generator: the same load on our own virtio-blk driver and on two others.
 
-report = run_virtio_driver(driver, Spec(op="mixed", requests=10_000, verify=True))
+report = run_vhost_user("disk.sock", Spec(op="mixed", requests=10_000, verify=True))
 print(report.table())
 """
 
@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from vduse import _native
-from vduse.bus.driver import Driver
 from vduse.bus.vdpa import VdpaDevice
-from vduse.testing.vhost_user import VhostUserBridge
 
 Op = Literal["read", "write", "randread", "randwrite", "mixed"]
 
@@ -130,8 +128,8 @@ def run_virtio_drivers(device: VdpaDevice, spec: Spec) -> Report:
     return Report.from_native(_native.load_virtio_drivers(device, asdict(spec)))
 
 
-def run_virtio_driver(
-    driver: Driver,
+def run_vhost_user(
+    path: str,
     spec: Spec,
     *,
     packed: bool = False,
@@ -139,22 +137,13 @@ def run_virtio_driver(
     queue_size: int = 128,
     event_idx: bool = True,
 ) -> Report:
-    """On crate ``virtio-driver`` (libblkio's), which reaches ``driver`` over a vhost-user
-    socket. The device is reset before and after.
+    """On crate ``virtio-driver`` (libblkio's): ``path`` is the socket of a vhost-user block device,
+    ours or another's. OSError, RuntimeError: it cannot be driven.
 
     On a packed ring with ``event_idx`` the crate may lose a kick, and stall for a tenth of a
     second, once 65,536 descriptors went by without one.
     """
-    with VhostUserBridge(driver) as bridge:
-        try:
-            result = _native.load_virtio_driver(
-                bridge.path, asdict(spec), packed, queues, queue_size, event_idx
-            )
-        except (OSError, RuntimeError) as error:
-            if bridge.error is None:
-                raise
-            # What the device's side said tells more than what the front end made of it.
-            raise bridge.error from error
+    result = _native.load_virtio_driver(path, asdict(spec), packed, queues, queue_size, event_idx)
     return Report.from_native(result)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
-from vduse.bus.driver import Driver
+from vduse.bus.driver import PACKED_START, Driver
 from vduse.control.abi import ACCESS_RW
 from vduse.control.features import Feature, Status
 from vduse.testing.closing import Closing
@@ -35,7 +35,6 @@ from vduse.testing.rings import (
     SplitRing,
     Used,
 )
-from vduse.testing.vhost_user import PACKED_START
 
 #: A descriptor of a legal chain: IOVA, bytes, flags (WRITE or 0).
 Part = tuple[int, int, int]

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TypeVar
 
+from vduse.exports.listen import UnixListener
 from vduse.exports.nbd.export import Export
 from vduse.exports.nbd.handshake import Agreed, Ended, Handshake
-from vduse.exports.nbd.listen import UnixListener
 
 log = logging.getLogger(__name__)
 

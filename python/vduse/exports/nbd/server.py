@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 from vduse import _native
 from vduse.bus.disk import Disk
+from vduse.exports.listen import UnixListener
 from vduse.exports.nbd.export import Export, sendable, transmission_flags
 from vduse.exports.nbd.handshake import Agreed
-from vduse.exports.nbd.listen import UnixListener
 from vduse.exports.nbd.negotiator import Listening, Negotiator
 
 log = logging.getLogger(__name__)
