@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ SIZE = 4 << 20
 _LONGEST = 64 << 10
 
 
-class Soaked:
+class Soaked(ABC):
     """A disk, what it must hold, and what happens to it. One thread at a time."""
 
     #: Whether reads say something about writes.
@@ -39,9 +40,9 @@ class Soaked:
         self.model = Model(SIZE)
         self.stack = self.make(bench)
 
+    @abstractmethod
     def make(self, bench: Bench) -> BlkStack:
         """The device."""
-        raise NotImplementedError
 
     def troubles(self) -> list[Callable[[], None]]:
         """What may happen to it between two batches."""

@@ -79,12 +79,12 @@ class PythonBackend:
     def read(self, offset: int, buffer: memoryview) -> Awaitable[None] | None:
         """Fills ``buffer`` with the bytes at ``offset``. The buffer is the driver's memory: it
         is valid until the method returns."""
-        raise NotImplementedError(f"{type(self).__name__} has no method read")
+        raise TypeError(f"{type(self).__name__} has no method read")
 
     def write(self, offset: int, buffer: memoryview) -> Awaitable[None] | None:
         """Stores ``buffer``, which is read-only, at ``offset``. The driver may change its bytes
         at any time: whoever checks them, copies them first."""
-        raise NotImplementedError(f"{type(self).__name__} has no method write")
+        raise TypeError(f"{type(self).__name__} has no method write")
 
     def flush(self) -> Awaitable[None] | None:
         """What was written before is on stable storage when this returns. Here: nothing."""
@@ -102,7 +102,7 @@ class PythonBackend:
     def submit(self, batch: _native.IoBatch) -> None:
         """Overridden, this gets the requests of a batch in place of the methods above: each is
         to be completed once, now or later, by any thread. See :class:`_native.IoBatch`."""
-        raise NotImplementedError(f"{type(self).__name__} has no method submit")
+        raise TypeError(f"{type(self).__name__} has no method submit")
 
     def closed(self) -> None:
         """Called once, after the last request: lets go of what the disk is made of."""

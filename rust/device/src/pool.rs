@@ -57,7 +57,7 @@ impl Pool {
     /// Puts a task on each worker.
     pub fn new(on: &Workers) -> Pool {
         let mut workers = Vec::new();
-        for worker in 0..on.len() {
+        for worker in 0..on.count() {
             let (mailbox, load) = (Mailbox::new(), Arc::new(AtomicUsize::new(0)));
             let seed = Seed::new(mailbox.clone(), load.clone());
             let thread = Arc::new(OnceLock::new());

@@ -64,7 +64,7 @@ impl Export {
             options,
             entry,
         };
-        let worker = self.first_worker.wrapping_add(queue) % self.workers.len();
+        let worker = self.first_worker.wrapping_add(queue) % self.workers.count();
         self.workers.spawn(worker, move |place| seed.serve(place));
         Ok(())
     }

@@ -61,7 +61,7 @@ impl DataPath {
     }
 
     #[pyo3(signature = (index, *, size, features, areas, state, kickfd, callfd, inflight))]
-    #[allow(clippy::too_many_arguments)] // as many as a queue has
+    #[expect(clippy::too_many_arguments, reason = "Python gives them by name")]
     fn start_queue(
         &self,
         py: Python<'_>,

@@ -25,7 +25,7 @@ fn layer_read_only(below: &Bound<'_, Backend>) -> PyResult<Backend> {
 
 #[pyfunction]
 fn layer_overlay(below: &Bound<'_, Backend>) -> PyResult<Backend> {
-    on(below, Overlay::new())
+    on(below, Overlay::default())
 }
 
 #[pyfunction]
@@ -62,7 +62,6 @@ impl Faults {
         Faults(Arc::new(vduse_device::layers::Faults::new(seed)))
     }
 
-    #[allow(clippy::too_many_arguments)] // as many as a rule has
     fn add(
         &self,
         ops: Vec<String>,

@@ -20,8 +20,7 @@ pub struct Workers(Arc<[Arc<Line>]>);
 
 impl Workers {
     /// How many; at least one.
-    #[expect(clippy::len_without_is_empty, reason = "never empty")]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
@@ -73,7 +72,7 @@ impl Pool {
 
     /// How many threads.
     pub fn workers(&self) -> usize {
-        self.workers.len()
+        self.workers.count()
     }
 
     /// How to reach them.

@@ -121,7 +121,7 @@ fn a_new_task_runs_is_armed_and_sleeps_until_it_is_woken() {
         }
         seat.sees(Seen::Armed);
     }
-    assert_eq!(pool.workers(), pool.handle().len());
+    assert_eq!(pool.workers(), pool.handle().count());
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn stack(below: Arc<dyn Backend>, with_overlay: bool) -> Arc<dyn Backend> {
     });
     let delayed = on(below, Delay::new([pause; OpKind::ALL.len()], 5));
     let mixed = match with_overlay {
-        true => on(delayed, Overlay::new()),
+        true => on(delayed, Overlay::default()),
         false => delayed,
     };
     let faulty = on(mixed, ErrorLayer::new(faults));

@@ -104,7 +104,7 @@ pub struct PythonBackend {
 impl PythonBackend {
     #[new]
     #[pyo3(signature = (handler, report, closed, *, size, block_size, read_only, can_discard, batches))]
-    #[allow(clippy::too_many_arguments)] // as many as a disk has
+    #[expect(clippy::too_many_arguments, reason = "Python gives them by name")]
     fn new(
         handler: &Bound<'_, PyAny>,
         report: Py<PyAny>,

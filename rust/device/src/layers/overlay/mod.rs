@@ -14,19 +14,10 @@ use std::sync::Arc;
 use std::time::Instant;
 use store::{Held, Store};
 
-/// Keeps what changes; it is gone with the layer.
+/// Keeps what changes; it is gone with the layer. At first nothing has changed.
+#[derive(Default)]
 pub struct Overlay {
     store: Arc<Store>,
-}
-
-impl Overlay {
-    /// Nothing has changed yet.
-    #[allow(clippy::new_without_default, reason = "an overlay is made on purpose")]
-    pub fn new() -> Overlay {
-        Overlay {
-            store: Arc::new(Store::new()),
-        }
-    }
 }
 
 impl Layer for Overlay {

@@ -47,14 +47,16 @@ pub(super) struct Store {
     pages: AtomicU64,
 }
 
-impl Store {
-    pub(super) fn new() -> Store {
+impl Default for Store {
+    fn default() -> Store {
         Store {
             stripes: std::array::from_fn(|_| Mutex::default()),
             pages: AtomicU64::new(0),
         }
     }
+}
 
+impl Store {
     /// Bytes of the pages that exist.
     pub(super) fn allocated(&self) -> u64 {
         self.pages.load(Ordering::Relaxed) * PAGE as u64
@@ -253,7 +255,7 @@ mod tests {
 
     #[test]
     fn zeroes_take_no_pages_and_give_them_back() {
-        let store = Store::new();
+        let store = Store::default();
         store.zero(extent(0, 4 * CHUNK));
         assert_eq!(
             (store.allocated(), store.holds(extent(0, 4 * CHUNK))),

@@ -41,7 +41,7 @@ fn mixed(base: u8) -> Vec<u8> {
 }
 
 fn bench(kind: Kind) -> Bench {
-    let mut bench = Bench::new(Overlay::new(), kind);
+    let mut bench = Bench::new(Overlay::default(), kind);
     write(&mut bench, 512, vec![7; 1024], &[100, 600]);
     let extent = extent(1024, 512);
     let op = Op::Discard { extent };
@@ -121,7 +121,7 @@ fn what_the_layer_beneath_held_back_is_put_together_too() {
     };
     let memory = Arc::new(Memory::new(SIZE as u64).unwrap());
     let delayed = Arc::new(Layered::new(memory, Delay::new(pauses, 0)));
-    let mut bench = Bench::on(delayed, Overlay::new());
+    let mut bench = Bench::on(delayed, Overlay::default());
     write(&mut bench, 512, vec![7; 512], &[]);
     let mut bytes = vec![9; 2048];
     // SAFETY: the bytes outlive the bench's use of them.
@@ -136,7 +136,7 @@ fn what_the_layer_beneath_held_back_is_put_together_too() {
 fn random_operations_leave_what_a_model_says() {
     let mut random = Random::new(11);
     let memory = Arc::new(Memory::new(SIZE as u64).unwrap());
-    let mut base = Bench::on(memory.clone(), Overlay::new());
+    let mut base = Bench::on(memory.clone(), Overlay::default());
     let mut model = vec![0; SIZE];
     for round in 0..2_000 {
         let count = 1 + random.below(700);
