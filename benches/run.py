@@ -98,17 +98,17 @@ def _idle(quick: bool, step: Step) -> tuple[Table, Figures]:
 
 
 def _nbd(quick: bool, step: Step) -> tuple[Table, Figures]:
-    rows = list(nbd.measure(0.05 if quick else 1.0, 1 if quick else 5, step))
-    return _servers("4 KiB requests over NBD, one connection of fio's", rows)
-
-
-def _servers(title: str, rows: list[nbd.Row]) -> tuple[Table, Figures]:
-    table = Table(title=title, box=SIMPLE, collapse_padding=True, title_justify="left")
+    table = Table(
+        title="4 KiB requests over NBD, one connection of fio's",
+        box=SIMPLE,
+        collapse_padding=True,
+        title_justify="left",
+    )
     for name in ("server", "op"):
         table.add_column(name, no_wrap=True)
-    names = ("depth", "kIOPS", "of fastest peer", "user ns", "system ns", "fio's ns")
-    for name in names:
+    for name in ("depth", "kIOPS", "of fastest peer", "user ns", "system ns", "fio's ns"):
         table.add_column(name, justify="right")
+    rows = list(nbd.measure(0.05 if quick else 1.0, 1 if quick else 5, step))
     for row in rows:
         table.add_row(
             row.server,
