@@ -182,6 +182,10 @@ def test_facts_as_lines_of_json(tmp_path: Path) -> None:
             "queues": 2,
             "queue_size": 64,
             "engine": "none",
+            "via": "embedded",
+            "why": "the framework in this process, because --nbd is its socket",
+            "driver": "virtio_vdpa",
+            "node": None,
             "socket": str(blk.socket),
             "uri": blk.uri,
         }
@@ -436,7 +440,7 @@ def person(tmp_path: Path) -> Person:
     ("line", "refusal"),
     [
         ("blk", "name what stores the bytes: an image, null, memory, python:MODULE:CLASS"),
-        ("blk memory --size 1M", "say where to serve: --nbd SOCKET"),
+        ("blk memory --size 1M --via embedded", "say where to serve: --nbd SOCKET"),
         ("blk memory --nbd s", "memory: needs a size: --size 1G"),
         (
             "blk python:nowhere:Disk --nbd s",

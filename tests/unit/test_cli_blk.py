@@ -13,7 +13,9 @@ from vduse.bus.disk import Disk
 from vduse.control.statistics import Statistics, collect
 from vduse.daemon.blk import serve as module
 from vduse.daemon.blk import service as real_service
+from vduse.daemon.blk.choose import Way
 from vduse.daemon.blk.facts import Serving
+from vduse.daemon.commands import BlkOptions
 from vduse.daemon.main import main
 from vduse.exports.nbd import NbdServer
 
@@ -29,7 +31,7 @@ class Breaking:
     #: Of the close.
     failure: str | None = None
 
-    def __init__(self, _options: object, backend: str, path: str) -> None:
+    def __init__(self, options: BlkOptions, backend: str, way: Way, _attachment: object) -> None:
         self._facts = Serving(
             event="serving",
             pid=1,
@@ -41,8 +43,12 @@ class Breaking:
             queues=1,
             queue_size=256,
             engine="none",
-            socket=path,
-            uri=f"nbd+unix:///?socket={path}",
+            via=way.via,
+            why=way.why,
+            driver="virtio_vdpa",
+            node=None,
+            socket=options.nbd,
+            uri=f"nbd+unix:///?socket={options.nbd}",
         )
 
     def facts(self) -> Serving:
@@ -78,13 +84,13 @@ def test_broken_device_is_named_and_the_exit_code_is_1(
 
 
 def test_broken_device_as_json(service: type[Breaking], capsys: pytest.CaptureFixture[str]) -> None:
-    # What broke first is the reason, whatever the close finds.
+    # What broke comes first, then what the close found.
     service.failure = "more"
     assert main([*ARGV, "--json"]) == 1
     begun, ended = map(json.loads, capsys.readouterr().out.splitlines())
     assert begun["event"] == "serving"
     assert (ended["event"], ended["broken"]) == ("ended", True)
-    assert ended["reason"] == "virtqueue 0: descriptor 9 of 4"
+    assert ended["reason"] == "virtqueue 0: descriptor 9 of 4; more"
 
 
 def test_no_flush_waits_behind_requests_that_are_not_answered(

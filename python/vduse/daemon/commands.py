@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vduse.control.spelling import did_you_mean
 from vduse.control.units import parse_number, parse_size
 from vduse.daemon.table import (
     Command,
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from vduse.daemon.demo.report import Report
     from vduse.daemon.doctor import Diagnosis
 
+#: The drivers of a vDPA bus, the kernel's and ours.
+DRIVERS = ("virtio_vdpa", "vhost_vdpa")
+
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
@@ -40,6 +44,16 @@ def _power_of_two(low: int, high: int) -> Callable[[str], int]:
         if number is None or not low <= number <= high or number & (number - 1):
             raise ValueError(f"'{text}' is not a power of two from {low} to {high}")
         return number
+
+    return parse
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            known = ", ".join(words)
+            raise ValueError(f"'{text}' is none of {known}{did_you_mean(text, words)}")
+        return text
 
     return parse
 
@@ -79,6 +93,19 @@ class BlkOptions:
         "a layer on the backend, as in throttle,iops=1000; each goes on the one before "
         "(docs/layers.md)",
         metavar="NAME,KEY=VALUE",
+    )
+    via: str = option(
+        "auto",
+        "kernel: a /dev/vdX; embedded: this process alone, with --nbd; auto: embedded with --nbd, "
+        "else the kernel",
+        metavar="WAY",
+        parse=_one_of("auto", "kernel", "embedded"),
+    )
+    driver: str = option(
+        "virtio_vdpa",
+        "of the kernel's bus: virtio_vdpa for a /dev/vdX, vhost_vdpa for a /dev/vhost-vdpa-N",
+        metavar="DRIVER",
+        parse=_one_of(*DRIVERS),
     )
     nbd: str | None = optional("serve NBD at this unix socket", metavar="SOCKET")
     nbd_mode: int = option(
@@ -155,13 +182,17 @@ def _show_doctor(diagnosis: Diagnosis, context: Context) -> None:
 TABLE: tuple[Command[Any, Any], ...] = (
     Command(
         name="blk",
-        help="Serve a disk over NBD, until stopped",
+        help="Serve a disk, as a /dev/vdX or over NBD, until stopped",
         description=(
-            "Serves a virtio-blk device through the embedded framework and virtio_vdpa to NBD\n"
-            "clients, until SIGINT or SIGTERM (a second one ends it at once). SIGUSR1 prints the\n"
-            "statistics as one line of JSON. Exit code 1 if the device broke."
+            "Serves a virtio-blk device until SIGINT or SIGTERM: on the kernel's VDUSE as a\n"
+            "/dev/vdX (or a /dev/vhost-vdpa-N), as root; or through the embedded framework and\n"
+            "virtio_vdpa to NBD clients, as anybody. A /dev/vdX that is mounted or open then is\n"
+            "served until it is not; a second signal ends the program at once. SIGUSR1 prints\n"
+            "the statistics as one line of JSON. Exit code 1 if the device broke."
         ),
         examples=(
+            ("vduse blk disk.img", "an image as a /dev/vdX of the kernel's, as root"),
+            ("vduse blk disk.img --driver vhost_vdpa", "for a virtual machine, as root"),
             ("vduse blk disk.img --nbd disk.sock", "an image at a socket"),
             ("vduse blk memory --size 1G --queues 4 --nbd ram.sock", "a RAM disk"),
             ("vduse blk disk.img --read-only --nbd disk.sock --nbd-mode 0666", "for all to read"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
@@ -34,6 +35,8 @@ class Stopper:
         self._first = 0.0
         self._raised = False
         self._twice_ends = False
+        #: Asked when a second signal ends the process: what to say to stderr; empty: nothing.
+        self.last_words: Callable[[], str] = str
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -76,6 +79,8 @@ class Stopper:
         elif signum == self._pending and monotonic() - self._first < _AGAIN:
             pass
         elif self._holds and self._twice_ends:
+            if words := self.last_words():
+                os.write(2, f"vduse: {words}\n".encode(errors="backslashreplace"))
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self._raise_pending()

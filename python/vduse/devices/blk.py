@@ -195,6 +195,16 @@ class BlkDevice:
         return self._backend
 
     @property
+    def size(self) -> int:
+        """Bytes that the driver knows."""
+        return self._sectors * SECTOR
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it refuses writes."""
+        return self._read_only
+
+    @property
     def pool(self) -> _native.Pool:
         """The workers that serve it."""
         return self._pool or shared_pool()

@@ -28,6 +28,10 @@ class VdpaBus:
         devices = self._bus / "devices"
         return sorted(entry.name for entry in devices.iterdir()) if devices.is_dir() else []
 
+    def has_driver(self, driver: BusDriver) -> bool:
+        """Whether the driver's module is loaded."""
+        return (self._bus / "drivers" / driver).is_dir()
+
     def driver(self, name: str) -> str | None:
         """The driver that has the device; None: none. OSError ENODEV: no such device."""
         link = self._device(name) / "driver"

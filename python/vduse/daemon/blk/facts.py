@@ -32,8 +32,17 @@ class Serving:
     queue_size: int
     #: What serves the backend: see :attr:`vduse._native.Backend.engine`.
     engine: str
-    socket: str
-    uri: str
+    #: kernel or embedded.
+    via: str
+    #: Why that way.
+    why: str
+    #: virtio_vdpa or vhost_vdpa.
+    driver: str
+    #: Of the kernel: /dev/vdX or /dev/vhost-vdpa-N.
+    node: str | None
+    #: Of NBD.
+    socket: str | None
+    uri: str | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,16 @@ class Resized:
 
 
 @dataclass(frozen=True)
+class InUse:
+    """A signal asked for the end, which waits until nobody uses the disk."""
+
+    event: str
+    name: str
+    #: For people to read.
+    users: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Ended:
     """The disk is not served any more."""
 
@@ -68,7 +87,7 @@ class Ended:
     statistics: Statistics
 
 
-Facts = Serving | Counted | Resized | Ended
+Facts = Serving | Counted | Resized | InUse | Ended
 
 
 def show(facts: Facts, context: Context) -> None:
@@ -80,6 +99,8 @@ def show(facts: Facts, context: Context) -> None:
             print(json.dumps(facts.statistics), file=context.out.file, flush=True)
         case Resized():
             _print(context.out, f"resized to {format_size(facts.size)}")
+        case InUse():
+            _show_in_use(facts, context.err)
         case Ended(broken=True):
             context.err.print(f"vduse: {facts.name}: {facts.reason}", markup=False, soft_wrap=True)
         case Ended():
@@ -91,8 +112,10 @@ def _show_serving(facts: Serving, out: Console) -> None:
     _print(out, f"{facts.name}: {format_size(facts.size)}, {kind}{facts.backend}")
     _print(
         out,
-        f"{facts.ring} virtqueues: {facts.queues} of {facts.queue_size}; serves {facts.uri}",
+        f"{facts.ring} virtqueues: {facts.queues} of {facts.queue_size}; "
+        f"serves {facts.node or facts.uri}",
     )
+    _print(out, f"via {facts.via}: {facts.why}")
     _print(out, "")
     for line, what in _uses(facts):
         _print(out, f"  # {what}")
@@ -102,9 +125,31 @@ def _show_serving(facts: Serving, out: Console) -> None:
     _print(out, f"Ctrl-C or kill {pid} ends it in order; kill -USR1 {pid} prints statistics.")
 
 
+def _show_in_use(facts: InUse, err: Console) -> None:
+    _print(err, f"{facts.name} goes on, because it is in use; it ends when this does:")
+    for user in facts.users:
+        _print(err, f"  {user}")
+    _print(err, "A second signal ends the program at once, and leaves the device where it is.")
+
+
 def _uses(facts: Serving) -> Iterator[tuple[str, str]]:
     """Command lines for a shell, and what each is for."""
-    uri, folder = quote(facts.uri), quote(facts.name)
+    if facts.uri is not None:
+        yield from _nbd_uses(facts, quote(facts.uri))
+    elif facts.driver == "vhost_vdpa":
+        yield (
+            f"qemu-system-x86_64 ... -device vhost-vdpa-device-pci,vhostdev={facts.node}",
+            "the disk of a virtual machine; its memory is to be shared (memfd)",
+        )
+    elif facts.read_only:
+        yield f"mount -o ro {facts.node} /mnt", "what is on it, as root"
+    else:
+        yield f"mkfs.ext4 {facts.node}", "a file system, where there is none yet, as root"
+        yield f"mount {facts.node} /mnt", "to be used; umount /mnt before the end"
+
+
+def _nbd_uses(facts: Serving, uri: str) -> Iterator[tuple[str, str]]:
+    folder = quote(facts.name)
     raw, qcow2 = quote(f"{facts.name}.img"), quote(f"{facts.name}.qcow2")
     yield f"nbdinfo {uri}", "what there is"
     yield f"nbdcopy {uri} {raw}", "copy it to a file; the other way round: fill it"

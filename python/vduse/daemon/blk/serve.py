@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Generator
+from contextlib import nullcontext
 from time import monotonic
 
-from vduse.daemon.blk.facts import Counted, Ended, Facts, Resized
+from vduse.daemon.blk.choose import choose, open_attachment, other_way
+from vduse.daemon.blk.facts import Counted, Ended, Facts, InUse, Resized
 from vduse.daemon.blk.service import Service
 from vduse.daemon.commands import BlkOptions
 from vduse.daemon.errors import Stopped, UserError
@@ -22,39 +24,48 @@ _LOOK = 1.0
 
 
 def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
-    """Serving once it can be reached, Counted at each SIGUSR1, Resized when the backend was, Ended
-    at the end. UserError: what the person can put right."""
-    backend, path = options.backend, options.nbd
+    """Serving once it can be reached, Counted at each SIGUSR1, Resized when the backend was, InUse
+    where the end has to wait, Ended at the end. UserError: what the person can put right."""
+    backend, stopper = options.backend, context.stopper
     if backend is None:
         raise UserError("name what stores the bytes: an image, null, memory, python:MODULE:CLASS")
-    if path is None:
-        raise UserError("say where to serve: --nbd SOCKET")
+    way = choose(options)
     check_open_files(_FDS + _FDS_PER_QUEUE * options.queues)
     _block_requests()
-    with context.stopper.held(twice_ends=True):
-        service = Service(options, backend, path)
+    with stopper.held(twice_ends=True):
+        with other_way(way):
+            attachment = open_attachment(way, options, backend)
+            stopper.last_words = attachment.left
+            service = Service(options, backend, way, attachment)
         begin = monotonic()
         try:
             yield service.facts()
-            reason = yield from _watch(service, context.stopper)
+            reason = yield from _watch(service, options.name, stopper)
         except BaseException:
             service.close()
             raise
         broken = service.broken() is not None
         statistics, seconds = service.statistics(), monotonic() - begin
-        if (failure := service.close()) is not None and not broken:
-            reason, broken = failure, True
+        if (failure := service.close()) is not None:
+            reason, broken = (f"{reason}; {failure}" if broken else failure), True
         yield Ended("ended", options.name, reason, broken, seconds, statistics)
 
 
-def _watch(service: Service, stopper: Stopper) -> Generator[Facts, None, str]:
+def _watch(service: Service, name: str, stopper: Stopper) -> Generator[Facts, None, str]:
     """What happens until the end; returns the signal's name, or what broke."""
+    stopped = None
     while (reason := service.broken()) is None:
+        if stopped is not None and not service.users():
+            return stopped
         try:
-            with stopper.released():
+            # Stopped is raised once: later signals are for the second one's handler.
+            with stopper.released() if stopped is None else nullcontext():
                 asked = signal.sigtimedwait({signal.SIGUSR1}, _LOOK)
-        except Stopped as stopped:
-            return signal.Signals(stopped.exit_code - 128).name
+        except Stopped as signalled:
+            stopped = signal.Signals(signalled.exit_code - 128).name
+            if users := service.users():
+                yield InUse("in use", name, users)
+            continue
         if asked is not None:
             yield Counted("statistics", service.statistics())
         elif (size := service.resized()) is not None:
