@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import nullcontext
 from time import monotonic
 
+from vduse.daemon import notify
 from vduse.daemon.blk.choose import choose, open_attachment, other_way
 from vduse.daemon.blk.facts import Counted, Ended, Facts, InUse, Resized
 from vduse.daemon.blk.service import Service
@@ -39,6 +40,7 @@ def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
             service = Service(options, backend, way, attachment)
         begin = monotonic()
         try:
+            notify.ready()
             yield service.facts()
             reason = yield from _watch(service, options.name, stopper)
         except BaseException:
