@@ -290,8 +290,11 @@ class ChildChannel:
     def vq_get_callfd(self, index: int) -> int:
         return int(self._call("vq_get_callfd", index))
 
-    def get_inflight_fd(self, size: int) -> int:
-        return int(self._call("get_inflight_fd", size))
+    def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int:
+        return int(self._call("get_inflight_fd", size, features, fresh))
+
+    def clear_inflight(self) -> None:
+        self._call("clear_inflight")
 
     def close(self) -> None:
         self._call("close")

@@ -45,6 +45,11 @@ class FakeChannel:
         self._next_id = 1
         self._unanswered: set[int] = set()
         self._inflight_fd = -1
+        #: Calls for in-flight records: features and whether fresh, None for a clear.
+        self.inflight_calls: list[tuple[int, bool] | None] = []
+        #: What the next call for a record is answered with.
+        self.inflight_error: OSError | None = None
+        self.inflight_lost = False
 
     # --- the test's side ------------------------------------------------------------------
 
@@ -175,14 +180,27 @@ class FakeChannel:
         self._check(index)
         return os.eventfd(0, os.EFD_CLOEXEC)
 
-    def get_inflight_fd(self, size: int) -> int:
+    def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int | None:
         assert EXT_INFLIGHT in self._extensions
+        self.inflight_calls.append((features, fresh))
+        if self.inflight_error is not None:
+            error, self.inflight_error = self.inflight_error, None
+            raise error
+        if self.inflight_lost:
+            return None
         if self._inflight_fd < 0:
             self._inflight_fd = os.memfd_create("inflight")
         if os.fstat(self._inflight_fd).st_size != size:
             os.ftruncate(self._inflight_fd, 0)
             os.ftruncate(self._inflight_fd, size)
         return os.dup(self._inflight_fd)
+
+    def clear_inflight(self) -> None:
+        assert EXT_INFLIGHT in self._extensions
+        assert self._unanswered, "only a reset clears them, before it is answered"
+        self.inflight_calls.append(None)
+        if self.inflight_error is not None:
+            raise self.inflight_error
 
     def close(self) -> None:
         assert not self.closed, "closed twice"

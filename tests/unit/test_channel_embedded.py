@@ -198,7 +198,7 @@ def test_calls_that_return_an_fd(channel: EmbeddedChannel, script: Script) -> No
     assert channel.extensions == {EXT_CALLFD, EXT_INFLIGHT}
     got, fd = channel.iotlb_get_fd(1, 2)
     assert got == entry
-    close_fds([fd, channel.vq_get_callfd(3), channel.get_inflight_fd(4096)])
+    close_fds([fd, channel.vq_get_callfd(3), channel.get_inflight_fd(4096, 0, fresh=True)])
     assert [payload for _, payload, _ in script.calls] == [
         IotlbEntry(start=1, last=2).pack(),
         pack_u32(3),

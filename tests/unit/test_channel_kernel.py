@@ -12,7 +12,7 @@ import pytest
 
 from vduse import _native
 from vduse.channel import kernel
-from vduse.channel.base import Channel, ControlPort
+from vduse.channel.base import EXT_INFLIGHT, Channel, ControlPort
 from vduse.channel.kernel import KernelChannel, KernelControl
 from vduse.control.abi import DevConfig, IovaUmem
 
@@ -28,8 +28,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=[0, 1])
-def channel(request: pytest.FixtureRequest) -> Iterator[KernelChannel]:
-    channel = KernelChannel("disk0", os.open("/dev/null", os.O_RDWR), request.param)
+def channel(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KernelChannel]:
+    node = os.open("/dev/null", os.O_RDWR)
+    channel = KernelChannel("disk0", node, request.param, records=str(tmp_path / "run"))
     yield channel
     channel.close()
 
@@ -37,7 +38,7 @@ def channel(request: pytest.FixtureRequest) -> Iterator[KernelChannel]:
 def test_it_is_both_ports(directory: Path) -> None:
     control: ControlPort = KernelControl(str(directory))
     channel: Channel = control.open("disk0")
-    assert channel.extensions == frozenset()
+    assert channel.extensions == {EXT_INFLIGHT}
     channel.close()
     control.close()
 
@@ -133,7 +134,6 @@ def test_kernels_errno_comes_back_from_a_device_node(channel: KernelChannel) -> 
         lambda: channel.iotlb_reg_umem(umem),
         lambda: channel.iotlb_dereg_umem(umem),
         lambda: channel.vq_get_callfd(0),
-        lambda: channel.get_inflight_fd(4096),
     ):
         with pytest.raises(OSError) as failed:
             call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -455,6 +456,67 @@ def test_taking_over_a_live_driver_needs_a_record(rigs: Callable[..., Rig]) -> N
     with pytest.raises(QueueError, match="reset the driver"):
         rig.device.start(rig.control)
     assert rig.channel.closed
+
+
+def test_taking_over_with_a_record_that_cannot_be_trusted_is_refused(
+    rigs: Callable[..., Rig],
+) -> None:
+    rig = rigs(existing=True)
+    rig.channel.features = FEATURES
+    rig.channel.set_up(0)
+    rig.channel.inflight_lost = True
+    with pytest.raises(QueueError, match=r"no in-flight record says.*reset the driver"):
+        rig.device.start(rig.control)
+    assert rig.path.running == set()
+    assert rig.channel.closed
+
+
+@pytest.mark.parametrize("replayed", [True, False], ids=["unanswered", "answered"])
+def test_taking_over_from_one_that_was_answering_a_reset(
+    rigs: Callable[..., Rig], replayed: bool
+) -> None:
+    """The rings are the driver's again, or will be: nothing is taken from them."""
+    rig = rigs(existing=True)
+    rig.channel.features = FEATURES
+    rig.channel.set_up(0)
+    rig.channel.driver_ok = True
+    rig.channel.inflight_error = OSError(errno.ENODATA, "being reset")
+    assert rig.device.start(rig.control) is True
+    assert rig.path.running == set()
+    if replayed:
+        assert rig.channel.ask(SetStatus(0)).result == OK
+    rig.channel.reset()
+    rig.probe(0)
+    assert rig.path.running == {0}
+
+
+def test_driver_ok_begins_new_records_and_a_takeover_goes_on_from_them(
+    rigs: Callable[..., Rig],
+) -> None:
+    first = rigs()
+    first.live(0)
+    assert first.channel.inflight_calls == [None, (FEATURES, True)]
+    second = rigs(existing=True)
+    second.channel.features = FEATURES
+    second.channel.driver_ok = True
+    second.device.start(second.control)
+    assert second.channel.inflight_calls == [(FEATURES, False)]
+
+
+def test_without_a_record_that_can_be_kept_a_driver_is_served(rigs: Callable[..., Rig]) -> None:
+    rig = rigs()
+    rig.channel.inflight_lost = True
+    rig.live(0)
+    assert rig.path.started[0].inflight_offset is None
+
+
+def test_reset_whose_records_cannot_be_cleared_is_not_answered(rigs: Callable[..., Rig]) -> None:
+    rig = rigs()
+    rig.live(0)
+    rig.channel.inflight_error = OSError(errno.EIO, "records")
+    rig.channel.send(SetStatus(0))
+    reason = rig.device.wait(30)
+    assert reason is not None and "records" in reason
 
 
 @pytest.mark.parametrize("queues", [1, 3])

@@ -74,9 +74,16 @@ class Channel(Protocol):
     def vq_get_callfd(self, index: int) -> int:
         """EXT_CALLFD: the fd that signals an irq of this virtqueue (the caller owns it)."""
 
-    def get_inflight_fd(self, size: int) -> int:
-        """EXT_INFLIGHT: a memory file of ``size`` bytes that outlives this opener; zeroed on
-        reset and when the size changes (the caller owns the fd). OSError EBUSY: another size,
-        and the driver is live; EINVAL."""
+    def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int | None:
+        """EXT_INFLIGHT: a memory file that outlives this opener, with ``size`` bytes for in-flight
+        records of a driver that negotiated ``features`` (the caller owns the fd). ``fresh``: the
+        driver has just become live, and they are zeroes; else they are what the last opener left
+        of a driver that may be live still. None: there are none that can be kept or trusted; the
+        log says why. OSError EBUSY: of another size, and the driver is live; ENODATA: no driver
+        has been live since the last opener cleared them; EINVAL."""
+
+    def clear_inflight(self) -> None:
+        """EXT_INFLIGHT: to be called before a reset is answered, when no request is in flight:
+        nobody may go on from the records then. OSError: it must not be answered."""
 
     def close(self) -> None: ...

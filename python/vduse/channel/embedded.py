@@ -224,10 +224,14 @@ class EmbeddedChannel:
         _, fds = _call(self._calls, ExtCall.VQ_GET_CALLFD, pack_u32(index), answer_fds=1)
         return fds[0]
 
-    def get_inflight_fd(self, size: int) -> int:
-        """Memory for in-flight records (the caller owns the fd)."""
+    def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int:
+        """Memory for in-flight records (the caller owns the fd). The framework has zeroed it at
+        the last reset, so it is the same for a fresh driver and for one that is live still."""
         _, fds = _call(self._calls, ExtCall.GET_INFLIGHT_FD, pack_u64(size), answer_fds=1)
         return fds[0]
+
+    def clear_inflight(self) -> None:
+        """Nothing: the framework zeroes it, once the reset is answered."""
 
     def close(self) -> None:
         """The node closes: unanswered messages go to its next opener."""

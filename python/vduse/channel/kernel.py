@@ -2,8 +2,8 @@
 linux/vduse.h. Errors are OSError with the kernel's errno; every ioctl of a device that the kernel
 has given up is EPERM.
 
-There are no extensions: irqs go by VDUSE_VQ_INJECT_IRQ, and the kernel keeps no memory for a
-device's program.
+Irqs go by VDUSE_VQ_INJECT_IRQ. The kernel keeps no memory for a device's program: in-flight
+records lie in a file (kernel_records.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import time
 from collections.abc import Iterator
 
 from vduse import _native
-from vduse.channel.base import Resolver
+from vduse.channel.base import EXT_INFLIGHT, Resolver
+from vduse.channel.kernel_records import KernelRecords, remove_records
 from vduse.control.abi import (
     EVENTFD_DEASSIGN,
     DevConfig,
@@ -62,8 +63,11 @@ class KernelControl:
     module and PermissionError where the control node may not be opened; both say what to do.
     """
 
-    def __init__(self, directory: str = DIRECTORY) -> None:
+    def __init__(self, directory: str = DIRECTORY, *, records: str | None = None) -> None:
+        """``records``: where in-flight records are kept, in the place of
+        :func:`~vduse.channel.kernel_records.runtime_directory`."""
         self._directory = directory
+        self._records = records
         self._fd = -1
         #: What devices that are created or opened from now on speak.
         self._api_version = 0
@@ -88,8 +92,10 @@ class KernelControl:
         self._created = config.name
 
     def destroy_dev(self, name: str) -> None:
-        """OSError EINVAL: no such device; EBUSY: open, or on the vDPA bus."""
+        """Its in-flight record goes too. OSError EINVAL: no such device; EBUSY: open, or on the
+        vDPA bus."""
         _ioctl(self._node(), Ioctl.DESTROY_DEV, pack_name(name))
+        remove_records(name, self._records)
 
     def open(self, name: str) -> KernelChannel:
         """OSError ENOENT, ENODEV, EACCES, EBUSY (somebody has it open). The node of a device that
@@ -98,7 +104,7 @@ class KernelControl:
         patience = _HANDOVER if name == self._created else 0.0
         with _advised(path):
             fd = _open_handed_over(path, patience)
-        return KernelChannel(name, fd, self._api_version)
+        return KernelChannel(name, fd, self._api_version, records=self._records)
 
     def close(self) -> None:
         """Devices opened through it stay open."""
@@ -116,19 +122,20 @@ class KernelControl:
 
 class KernelChannel:
     """A :class:`~vduse.channel.base.Channel` on /dev/vduse/NAME; takes over ``fd``, which is
-    O_NONBLOCK. ``api_version``: that of the device."""
+    O_NONBLOCK. ``api_version``: that of the device; ``records``: as of :class:`KernelControl`."""
 
-    def __init__(self, name: str, fd: int, api_version: int) -> None:
+    def __init__(self, name: str, fd: int, api_version: int, *, records: str | None = None) -> None:
         self._name = name
         self._api_version = api_version
         self._node = _native.KernelNode(fd, api_version)
+        self._records = KernelRecords(name, fd, records)
         #: Nobody uses the fd's number while it is closed, and may become another file's.
         self._lock = threading.Lock()
 
     @property
     def extensions(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
+        """In-flight records; no call fds."""
+        return frozenset({EXT_INFLIGHT})
 
     def fileno(self) -> int:
         """The node."""
@@ -216,12 +223,19 @@ class KernelChannel:
         """OSError ENOTTY: the kernel has no call fds."""
         raise OSError(errno.ENOTTY, f"virtqueue {index}: the kernel has no call fds")
 
-    def get_inflight_fd(self, size: int) -> int:
-        """OSError ENOTTY: the kernel keeps no in-flight records."""
-        raise OSError(errno.ENOTTY, f"{size} bytes: the kernel keeps no in-flight records")
+    def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int | None:
+        """See :meth:`vduse.channel.base.Channel.get_inflight_fd`."""
+        if fresh:
+            return self._records.begin(size, features)
+        return self._records.resume(size, features)
+
+    def clear_inflight(self) -> None:
+        """OSError: they are as they were."""
+        self._records.clear()
 
     def close(self) -> None:
         """The node closes: unanswered messages go to its next opener."""
+        self._records.close()
         with self._lock:
             self._node.close()
 

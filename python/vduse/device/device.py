@@ -10,7 +10,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TypeVar
 
-from vduse.channel.base import Channel, ControlPort, Resolver
+from vduse.channel.base import EXT_CALLFD, Channel, ControlPort, Resolver
 from vduse.control.abi import DevResponse
 from vduse.device.attach import create_or_open
 from vduse.device.control_thread import ControlThread
@@ -186,7 +186,7 @@ class _Attached:
             self._queues,
             data_path,
             self,
-            extensions=bool(channel.extensions),
+            extensions=EXT_CALLFD in channel.extensions,
             timeout=timeout,
         )
 

@@ -22,7 +22,7 @@ from vduse.control.abi import (
 from vduse.control.messages import message_allowed
 from vduse.control.statuses import Action, DeviceState, IllegalStatus, steps
 from vduse.device.datapath import DataPath
-from vduse.device.queues import QueueError, Queues
+from vduse.device.queues import NotLive, QueueError, Queues
 from vduse.device.spec import DeviceSpec
 
 log = logging.getLogger(__name__)
@@ -94,13 +94,18 @@ class MessageHandler:
         return self._fault
 
     def adopt(self, features: int) -> None:
-        """Takes over from a device that died under a live driver. QueueError, OSError: it
-        cannot go on."""
+        """Takes over from a device that died under a live driver. Where it died between the answer
+        to a reset and DRIVER_OK, the driver's next status says how to go on. QueueError, OSError:
+        it cannot go on."""
         if (refusal := self._spec.check_features(features)) is not None:
             raise QueueError(f"the driver negotiated other features: {refusal}")
+        try:
+            self._queues.arm(features, fresh=False)
+        except NotLive:
+            log.info("%s: no driver is live: its next status is waited for", self._spec.name)
+            return
         self._features = features
         self._state, self._status = DeviceState.LIVE, _LIVE_STATUS
-        self._queues.arm(features)
         if not self._queues.recoverable:
             raise QueueError("no in-flight record says where the queues stand: reset the driver")
         self._start_ready()
@@ -193,7 +198,7 @@ class MessageHandler:
         return True
 
     def _start_queues(self) -> bool:
-        self._queues.arm(self._features)
+        self._queues.arm(self._features, fresh=True)
         try:
             self._start_ready()
         except QueueError as error:

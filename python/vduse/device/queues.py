@@ -18,6 +18,11 @@ class QueueError(RuntimeError):
     """A virtqueue that cannot be started as the driver set it up, or not go on."""
 
 
+class NotLive(Exception):
+    """No driver is live, though it may look so: the last program was answering a reset, or
+    DRIVER_OK is still to come. There is nothing to go on from."""
+
+
 class Queues:
     """Used on the control thread only.
 
@@ -48,26 +53,30 @@ class Queues:
         """Whether the driver negotiated packed virtqueues."""
         return bool(self._features & Feature.RING_PACKED)
 
-    def arm(self, features: int) -> None:
-        """Before the first start with these negotiated features: gives the framework the kick
-        eventfds and fetches the memory of the in-flight records. QueueError: the driver is live
-        on records of other virtqueue sizes."""
+    def arm(self, features: int, *, fresh: bool) -> None:
+        """Before the first start with these negotiated features: fetches the memory of the
+        in-flight records and gives the framework the kick eventfds. ``fresh``: the driver has just
+        become live; else another program has served it. QueueError: the driver is live on records
+        of other virtqueue sizes; NotLive."""
         self._features = features
-        for index, fd in enumerate(self.kickfds):
-            self._channel.vq_setup_kickfd(index, fd)
         self._drop_record()
         if EXT_INFLIGHT in self._channel.extensions:
             sizes = self._spec.queue_sizes
             self._record_stride = max(self._data_path.inflight_size(s, features) for s in sizes)
+            bytes_of_all = self._record_stride * len(sizes)
             try:
-                self._record = self._channel.get_inflight_fd(self._record_stride * len(sizes))
+                self._record = self._channel.get_inflight_fd(bytes_of_all, features, fresh)
             except OSError as error:
+                if error.errno == errno.ENODATA:
+                    raise NotLive from error
                 if error.errno != errno.EBUSY:
                     raise
                 raise QueueError(
                     f"the driver is live on virtqueues of other sizes than {max(sizes)}: start "
                     "the device as it was, or reset the driver"
                 ) from error
+        for index, fd in enumerate(self.kickfds):
+            self._channel.vq_setup_kickfd(index, fd)
 
     @property
     def recoverable(self) -> bool:
@@ -134,10 +143,13 @@ class Queues:
                 self._data_path.set_callfd(index, callfd)
 
     def reset(self) -> None:
-        """After a reset: positions and kicks are of no more meaning."""
+        """Before a reset is answered: positions and kicks are of no more meaning. OSError: it
+        must not be answered."""
         self._given.clear()
         self._stopped.clear()
         self._drop_record()
+        if EXT_INFLIGHT in self._channel.extensions:
+            self._channel.clear_inflight()
         for index in range(len(self)):
             self.drain_kick(index)
 

@@ -18,6 +18,7 @@ from tests.kernel.guest.bed import (
     newest_api_version,
     set_msg_timeout,
 )
+from vduse.channel.base import EXT_INFLIGHT
 from vduse.channel.kernel import KernelChannel, KernelControl
 from vduse.control.abi import (
     DevConfig,
@@ -134,10 +135,9 @@ def test_kick_eventfds(channel: KernelChannel) -> None:
     assert errno_of(channel.vq_setup_kickfd, 2, -1) == errno.EINVAL
 
 
-def test_no_extensions(channel: KernelChannel) -> None:
-    assert channel.extensions == frozenset()
+def test_extensions(channel: KernelChannel) -> None:
+    assert channel.extensions == {EXT_INFLIGHT}
     assert errno_of(channel.vq_get_callfd, 0) == errno.ENOTTY
-    assert errno_of(channel.get_inflight_fd, 4096) == errno.ENOTTY
 
 
 def test_answer_that_nobody_waits_for_is_dropped(channel: KernelChannel) -> None:

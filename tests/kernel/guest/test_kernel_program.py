@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -78,14 +79,18 @@ def test_device_that_is_given_up_ends_and_says_why(
 
 
 def test_live_driver_is_not_taken_over_without_records(
-    control: KernelControl, backend: _native.Backend
+    backend: _native.Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Requests may be open of which nobody knows: that is refused, and the device stays."""
+    nowhere = tmp_path / "a file, no directory"
+    nowhere.touch()
+    control = KernelControl(records=str(nowhere))
     device = BlkDevice("disk0", backend)
     device.start(control)
     with VdpaManagement() as vdpa:
         vdpa.add("disk0")
         write_direct(node_of("disk0"), 0, b"l" * 4096)
+        assert "no in-flight record can be kept" in caplog.text
         device.close()
         with pytest.raises(QueueError, match="no in-flight record"):
             BlkDevice("disk0", backend).start(control)
@@ -100,3 +105,4 @@ def test_live_driver_is_not_taken_over_without_records(
         assert read_direct(node_of("disk0"), 0, 4096) == b"l" * 4096
         vdpa.delete("disk0")
     again.close(destroy=True)
+    control.close()
