@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 use vduse_ring::Chain;
+use vduse_worker::Patience;
 
 /// A queue on its way to its worker.
 pub(crate) struct NewQueue {
@@ -68,8 +69,8 @@ pub(crate) struct Queue {
     has_panicked: bool,
     /// In the worker's list of hot queues.
     pub(crate) is_hot: bool,
-    /// Looks without work while other queues had some.
-    pub(crate) vain: u32,
+    /// While it is hot.
+    pub(crate) patience: Patience,
     /// As the worker knows it, of the service.
     pub(crate) deadline: Option<Instant>,
     /// It drains, is new, or its ring may be elsewhere: a turn is due whatever a look shows.
@@ -94,7 +95,7 @@ impl Queue {
             is_draining: false,
             has_panicked: false,
             is_hot: false,
-            vain: 0,
+            patience: Patience::default(),
             deadline: None,
             must_turn: true,
             waiters: Vec::new(),

@@ -245,17 +245,22 @@ impl Gate {
     }
 }
 
+/// What a backend of [`DISK`] bytes says of itself.
+fn disk(kind: Kind) -> Info {
+    Info {
+        size: Length(DISK),
+        block_size: 512,
+        read_only: false,
+        can_discard: false,
+        kind,
+    }
+}
+
 struct GateBackend(Arc<Gate>);
 
 impl Backend for GateBackend {
     fn info(&self) -> Info {
-        Info {
-            size: Length(DISK),
-            block_size: 512,
-            read_only: false,
-            can_discard: false,
-            kind: self.0.kind,
-        }
+        disk(self.0.kind)
     }
 
     fn attach(&self, local: &Local) -> Result<Box<dyn Engine>, Error> {

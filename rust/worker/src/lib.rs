@@ -8,6 +8,7 @@
 //! notifications, looking a last time) and sleeps. Tasks that are not hot cost nothing.
 
 mod mailbox;
+mod patience;
 mod place;
 mod pool;
 mod task;
@@ -17,6 +18,7 @@ mod tests;
 mod watches;
 mod worker;
 
+pub use patience::Patience;
 pub use place::{Place, Waker};
 pub use pool::{Pool, Workers};
 pub use task::{Next, Task, Turn};

@@ -1,5 +1,6 @@
 //! The tasks of one worker: which are hot, and which have named a time.
 
+use crate::patience::Patience;
 use crate::task::{Next, Task, TaskId, Turn};
 use crate::watches::Watches;
 use std::collections::BTreeSet;
@@ -7,18 +8,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Instant;
 
-/// How often a task is looked at in vain, while others work, before it is armed: looking has
-/// cost about as much then as the notification that it saves.
-const PATIENCE: u32 = 64;
-
 struct Entry {
     id: TaskId,
     task: Box<dyn Task>,
     is_hot: bool,
     /// When a task that is not hot wants to be.
     deadline: Option<Instant>,
-    /// Rounds without work for it while others had some.
-    vain: u32,
+    patience: Patience,
 }
 
 /// The tasks of one worker.
@@ -64,7 +60,7 @@ impl Tasks {
                     task,
                     is_hot: true,
                     deadline: None,
-                    vain: 0,
+                    patience: Patience::default(),
                 });
                 self.hot.push(key);
             }
@@ -84,7 +80,7 @@ impl Tasks {
         if let Some(Some(entry)) = self.entries.get_mut(id.key)
             && entry.id == id
         {
-            entry.vain = 0;
+            entry.patience.renew();
             if let Some(deadline) = entry.deadline.take() {
                 self.deadlines.remove(&(deadline, id));
             }
@@ -117,7 +113,7 @@ impl Tasks {
                     at += 1;
                 }
                 Some(Turn::Idle) => {
-                    if self.is_patient(key) || !self.cool(at) {
+                    if self.stays_hot(key) || !self.cool(at) {
                         at += 1;
                     }
                 }
@@ -136,20 +132,15 @@ impl Tasks {
         });
         let turn = catch_unwind(run).unwrap_or(None)?;
         if turn == Turn::Worked {
-            entry.vain = 0;
+            entry.patience.renew();
         }
         Some(turn)
     }
 
     /// Whether a task without work stays hot.
-    fn is_patient(&mut self, key: usize) -> bool {
-        match &mut self.entries[key] {
-            Some(entry) if self.has_worked => {
-                entry.vain += 1;
-                entry.vain < PATIENCE
-            }
-            _ => true,
-        }
+    fn stays_hot(&mut self, key: usize) -> bool {
+        let entry = self.entries[key].as_mut();
+        entry.is_none_or(|entry| entry.patience.lasts(self.has_worked))
     }
 
     /// Arms all hot tasks; those with work stay hot.
@@ -169,7 +160,7 @@ impl Tasks {
             self.hot.swap_remove(at);
             return true;
         };
-        entry.vain = 0;
+        entry.patience.renew();
         match catch_unwind(AssertUnwindSafe(|| entry.task.arm())) {
             Ok(Next::Now) => return false,
             Ok(Next::Event) => {}

@@ -115,11 +115,9 @@ impl Engine for DelayEngine {
 
     fn expire(&mut self, now: Instant, ended: &mut Vec<Completion>) {
         self.below.expire(now, ended);
-        if !self.cancelled.is_empty() {
-            self.waiting
-                .retain(|waiting| self.cancelled.keeps(&waiting.held, ended));
-            self.cancelled.clear();
-        }
+        self.cancelled.sweep(ended, |stays| {
+            self.waiting.retain(|waiting| stays(&waiting.held));
+        });
         while self.waiting.peek().is_some_and(|first| first.due <= now)
             && let Some(first) = self.waiting.pop()
         {

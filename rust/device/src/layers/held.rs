@@ -40,22 +40,24 @@ impl Cancelled {
         self.since
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
-    /// Whether a held operation stays; if not, its end goes into `ended`.
-    pub(super) fn keeps(&self, held: &Held, ended: &mut Vec<Completion>) -> bool {
-        let stays = !self.tokens.contains(&held.token);
-        if !stays {
-            ended.push(end(held.token, Err(Errno::CANCELED)));
+    /// Ends what was cancelled, into `ended`: where there is any, `retain` goes through the held
+    /// operations once, and asks of each whether it stays.
+    pub(super) fn sweep(
+        &mut self,
+        ended: &mut Vec<Completion>,
+        retain: impl FnOnce(&mut dyn FnMut(&Held) -> bool),
+    ) {
+        if self.tokens.is_empty() {
+            return;
         }
-        stays
-    }
-
-    /// All have been looked for.
-    pub(super) fn clear(&mut self) {
-        *self = Cancelled::default();
+        let Cancelled { tokens, .. } = std::mem::take(self);
+        retain(&mut |held| {
+            let stays = !tokens.contains(&held.token);
+            if !stays {
+                ended.push(end(held.token, Err(Errno::CANCELED)));
+            }
+            stays
+        });
     }
 }
 

@@ -29,9 +29,6 @@ use vduse_worker::{Next, Place, Task, Turn};
 
 /// Key of the io_uring's events; no queue's raw id.
 const URING: u64 = u64::MAX;
-/// How often a queue is looked at in vain, while others have work, before kicks are asked for:
-/// looking has cost about as much then as the kick that it saves.
-const PATIENCE: u32 = 64;
 /// Pause before what the kernel refused for want of memory is tried again.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -131,7 +128,7 @@ impl Queues {
         if let Some(queue) = self.queue(id)
             && !std::mem::replace(&mut queue.is_hot, true)
         {
-            queue.vain = 0;
+            queue.patience.renew();
             self.hot.push(id);
         }
     }
@@ -154,11 +151,10 @@ impl Queues {
         match queue.look() {
             Look::Never => return (false, false),
             Look::Nothing => {
-                queue.vain += u32::from(others_work);
-                let is_patient = queue.vain < PATIENCE;
-                return (false, is_patient || self.arm_queue(id));
+                let stays_hot = queue.patience.lasts(others_work);
+                return (false, stays_hot || self.arm_queue(id));
             }
-            Look::Work => queue.vain = 0,
+            Look::Work => queue.patience.renew(),
         }
         let mut chain = std::mem::take(&mut self.chain);
         let served = self.guarded(id, |queue| {
@@ -174,7 +170,7 @@ impl Queues {
     /// Asks for kicks of a hot queue; whether it has work and stays hot.
     fn arm_queue(&mut self, id: QueueId) -> bool {
         if let Some(queue) = self.queue(id) {
-            queue.vain = 0;
+            queue.patience.renew();
         }
         self.guarded(id, Queue::arm) == Some(true)
     }

@@ -29,13 +29,7 @@ impl Promise {
 
 impl Backend for Patient {
     fn info(&self) -> Info {
-        Info {
-            size: Length(DISK),
-            block_size: 512,
-            read_only: false,
-            can_discard: false,
-            kind: Kind::Direct,
-        }
+        disk(Kind::Direct)
     }
 
     fn attach(&self, local: &Local) -> Result<Box<dyn Engine>, Error> {

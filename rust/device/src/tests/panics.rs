@@ -16,13 +16,7 @@ struct Panics(At);
 
 impl Backend for Panics {
     fn info(&self) -> Info {
-        Info {
-            size: Length(DISK),
-            block_size: 512,
-            read_only: false,
-            can_discard: false,
-            kind: Kind::Detachable,
-        }
+        disk(Kind::Detachable)
     }
 
     fn attach(&self, _local: &Local) -> Result<Box<dyn Engine>, Error> {

@@ -72,11 +72,8 @@ fn carry_out(kind: Kind, op: Op, written: Option<Vec<u8>>, bytes: &mut [u8]) -> 
 impl Backend for Elsewhere {
     fn info(&self) -> Info {
         Info {
-            size: Length(DISK),
-            block_size: 512,
-            read_only: false,
             can_discard: true,
-            kind: self.kind,
+            ..disk(self.kind)
         }
     }
 

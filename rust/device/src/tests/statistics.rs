@@ -42,13 +42,7 @@ struct Slow;
 
 impl Backend for Slow {
     fn info(&self) -> Info {
-        Info {
-            size: Length(DISK),
-            block_size: 512,
-            read_only: false,
-            can_discard: false,
-            kind: Kind::Direct,
-        }
+        disk(Kind::Direct)
     }
 
     fn attach(&self, _local: &Local) -> Result<Box<dyn Engine>, Error> {

@@ -135,11 +135,8 @@ impl Engine for ThrottleEngine {
 
     fn expire(&mut self, now: Instant, ended: &mut Vec<Completion>) {
         self.below.expire(now, ended);
-        if !self.cancelled.is_empty() {
-            self.waiting
-                .retain(|held| self.cancelled.keeps(held, ended));
-            self.cancelled.clear();
-        }
+        self.cancelled
+            .sweep(ended, |stays| self.waiting.retain(stays));
         while let Some(reservation) = self.reserve_first(now)
             && reservation.due <= now
             && let Some(first) = self.waiting.pop_front()
