@@ -62,7 +62,7 @@ def _nbdkit_python() -> bool:
 _PROGRAMS = (
     *("mke2fs", "e2fsck", "debugfs", "losetup", "mount", "umount", "fstrim"),
     *("qemu-img", "qemu-io", "qemu-nbd"),
-    *("modprobe", "vdpa"),
+    *("modprobe", "vdpa", "busybox", "linux.uml"),
     *("fio", "nbdkit", "nbdcopy", "nbdinfo", "nbdfuse"),
 )
 

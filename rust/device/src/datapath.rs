@@ -47,7 +47,7 @@ pub struct QueueSetup {
     pub state: QueueState,
     /// Watched for kicks, never read.
     pub kick: OwnedFd,
-    /// Gets irqs, an eventfd or a pipe; made O_NONBLOCK. `None`: through the irq sink.
+    /// Gets irqs, an eventfd, a pipe or a unix socket; made O_NONBLOCK. `None`: through the irq sink.
     pub call: Option<OwnedFd>,
     /// In-flight record: a shared memory file and the offset of this queue's part in it.
     pub inflight: Option<(OwnedFd, u64)>,

@@ -12,7 +12,7 @@ pub(crate) struct Irq {
 }
 
 impl Irq {
-    /// `call`: an eventfd or a pipe, made O_NONBLOCK; `None`: through the channel.
+    /// `call`: an eventfd, a pipe or a unix socket, made O_NONBLOCK; `None`: through the channel.
     pub(crate) fn new(call: Option<OwnedFd>, index: u32) -> Result<Irq, StartError> {
         if let Some(call) = &call {
             notify::make_nonblocking(call.as_fd())

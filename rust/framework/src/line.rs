@@ -6,6 +6,7 @@
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::readlink;
 use rustix::io::{Errno, ReadWriteFlags, fcntl_dupfd_cloexec, preadv2};
+use rustix::net::{AddressFamily, sockopt::socket_domain};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -88,11 +89,14 @@ impl VqLine {
         self.kicked.store(false, Ordering::Release);
     }
 
-    /// Irqs go to a dup of this fd, an eventfd or a pipe, made O_NONBLOCK; `None`: back to the
-    /// line's own eventfd. `EINVAL` for any other kind of file: an irq writes into it.
+    /// Irqs go to a dup of this fd, an eventfd, a pipe or a unix socket (user-mode-linux's), made
+    /// O_NONBLOCK; `None`: back to the line's own eventfd. `EINVAL` for any other kind of file: an
+    /// irq writes into it.
     pub fn set_callfd(&self, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
         let fd = match fd {
-            Some(fd) if is_eventfd(fd)? || is_pipe(fd)? => Some(Arc::new(nonblocking_dup(fd)?)),
+            Some(fd) if is_eventfd(fd)? || is_pipe(fd)? || is_unix_socket(fd)? => {
+                Some(Arc::new(nonblocking_dup(fd)?))
+            }
             Some(_) => return Err(Errno::INVAL),
             None => None,
         };
@@ -155,6 +159,10 @@ pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 
 fn is_pipe(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(link(fd)?.starts_with(b"pipe:["))
+}
+
+fn is_unix_socket(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(link(fd)?.starts_with(b"socket:[") && socket_domain(fd)? == AddressFamily::UNIX)
 }
 
 /// What an fd is, from its link in /proc: eventfds have no file type of their own. And the file
@@ -287,6 +295,25 @@ mod tests {
         }
         drop(reader);
         line.inject();
+    }
+
+    #[test]
+    fn a_full_or_broken_call_socket_does_not_block() {
+        let line = VqLine::new().unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        line.set_callfd(Some(ours.as_fd())).unwrap();
+        for _ in 0..10_000 {
+            line.inject();
+        }
+        drop(theirs);
+        line.inject();
+    }
+
+    #[test]
+    fn another_kind_of_socket_is_no_callfd() {
+        let line = VqLine::new().unwrap();
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(line.set_callfd(Some(tcp.as_fd())), Err(Errno::INVAL));
     }
 
     #[test]

@@ -5,12 +5,12 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, write};
 use std::os::fd::BorrowedFd;
 
-/// Makes an eventfd or pipe ready for [`signal`]: O_NONBLOCK.
+/// Makes an eventfd, pipe or socket ready for [`signal`]: O_NONBLOCK.
 pub fn make_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)
 }
 
-/// One event on an eventfd or pipe. A full counter or pipe is readable already, and a reader
+/// One event on an eventfd, pipe or socket. A full counter or pipe is readable already, and a reader
 /// that is gone needs no event: no error is of use here.
 ///
 /// O_NONBLOCK belongs to the open file, so the other side can take it away, and a full counter
