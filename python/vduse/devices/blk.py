@@ -8,7 +8,7 @@ import threading
 
 from vduse import _native
 from vduse.backends.python import PythonBackend
-from vduse.channel.base import ControlPort, Resolver
+from vduse.channel.base import Resolver
 from vduse.control.features import BlkFeature, DeviceId, Feature
 from vduse.control.statistics import DeviceStats
 from vduse.device.control_thread import ControlThread
@@ -18,6 +18,7 @@ from vduse.device.within import within
 from vduse.device.workers import shared_pool
 from vduse.devices.blk_config import SECTOR, BlkConfig, pack_capacity
 from vduse.devices.features import REQUIRED, check_features
+from vduse.devices.life import DeviceLife
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def data_path_limits(config: BlkConfig, *, read_only: bool) -> dict[str, int]:
     }
 
 
-class BlkDevice:
+class BlkDevice(DeviceLife):
     """A disk: a backend offered as a virtio-blk device.
 
     Without ``pool`` the process's own serves; a backend written in Python is served by a worker of
@@ -185,11 +186,6 @@ class BlkDevice:
         )
 
     @property
-    def name(self) -> str:
-        """The device's name."""
-        return self._device.name
-
-    @property
     def backend(self) -> _native.Backend:
         """What stores its bytes."""
         return self._backend
@@ -213,24 +209,6 @@ class BlkDevice:
     def first_worker(self) -> int:
         """That of virtqueue 0; see :attr:`_native.DataPath.first_worker`. 0 before the start."""
         return self._data_path.first_worker if self._data_path is not None else 0
-
-    @property
-    def ended(self) -> str | None:
-        """Why the device answers nothing more; None while it does."""
-        return self._device.ended
-
-    @property
-    def fault(self) -> str | None:
-        """What the driver did so that all virtqueues stand still until it resets the device."""
-        return self._device.fault
-
-    def wait(self, timeout: float | None = None) -> str | None:
-        """Waits until the device ends, at most ``timeout`` seconds; :attr:`ended`."""
-        return self._device.wait(timeout)
-
-    def start(self, control: ControlPort) -> bool:
-        """Creates the device or takes it over; see :meth:`vduse.device.device.Device.start`."""
-        return self._device.start(control)
 
     def resize(self) -> int:
         """Looks at the backend's size again, and tells the driver; bytes. From any thread. OSError

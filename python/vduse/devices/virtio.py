@@ -18,13 +18,14 @@ from inspect import iscoroutinefunction
 from typing import ClassVar
 
 from vduse import _native
-from vduse.channel.base import ControlPort, Resolver
+from vduse.channel.base import Resolver
 from vduse.control.features import Feature
 from vduse.control.statistics import DeviceStats
 from vduse.device.control_thread import ControlThread
 from vduse.device.device import DRAIN_TIMEOUT, Device
 from vduse.device.spec import DeviceSpec
 from vduse.devices.features import REQUIRED, check_features
+from vduse.devices.life import DeviceLife
 from vduse.devices.virtio_loop import SubmitLoop
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _COMMON = REQUIRED | Feature.INDIRECT_DESC | Feature.EVENT_IDX
 _LARGEST_QUEUE = 1 << 15
 
 
-class VirtioDevice(ABC):
+class VirtioDevice(DeviceLife, ABC):
     """A virtio device whose chains :meth:`submit` serves, a batch at a time, on a worker thread
     of its own: one that waits there lets only this device wait.
 
@@ -109,29 +110,6 @@ class VirtioDevice(ABC):
         log.debug("%s: virtqueue %d drains", self.name, queue)
 
     # --- what its program does --------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The device's name."""
-        return self._device.name
-
-    @property
-    def ended(self) -> str | None:
-        """Why the device answers nothing more; None while it does."""
-        return self._device.ended
-
-    @property
-    def fault(self) -> str | None:
-        """What the driver did so that all virtqueues stand still until it resets the device."""
-        return self._device.fault
-
-    def wait(self, timeout: float | None = None) -> str | None:
-        """Waits until the device ends, at most ``timeout`` seconds; :attr:`ended`."""
-        return self._device.wait(timeout)
-
-    def start(self, control: ControlPort) -> bool:
-        """Creates the device or takes it over; see :meth:`vduse.device.device.Device.start`."""
-        return self._device.start(control)
 
     def set_config(self, offset: int, data: bytes) -> None:
         """Writes the config space and tells a live driver. OSError EINVAL: out of range."""
