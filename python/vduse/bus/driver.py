@@ -6,7 +6,7 @@ OSError with the errno the kernel gives.
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 #: :meth:`Driver.set_vring_base` of a fresh packed ring: both wrap counters 1.
 PACKED_START: Final = 1 << 15 | 1 << 31
@@ -62,3 +62,16 @@ class Driver(Protocol):
     def iotlb_batch_begin(self) -> None: ...
     def iotlb_batch_end(self) -> None: ...
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class InflightDriver(Protocol):
+    """What VDUSE has no word for, and the embedded framework's driver can do beside: the record of
+    the requests in flight is the user's, and outlives framework and device."""
+
+    def new_inflight(self, features: int) -> int:
+        """A memory file for the records of all virtqueues with these features (the caller's)."""
+
+    def set_inflight(self, fd: int, size: int) -> None:
+        """Before DRIVER_OK: the device goes on from the ``size`` bytes of records there, which are
+        zeroes where nothing was in flight. Until the next reset. OSError."""

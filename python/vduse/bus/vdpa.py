@@ -94,6 +94,16 @@ class VdpaDevice(Protocol):
         None: back to the line's own, signalled under DRIVER_OK only. May wait, where the
         device holds the fd itself."""
 
+    def inflight_size(self, features: int) -> int:
+        """Bytes of the in-flight records of all virtqueues, with these features."""
+
+    def new_inflight(self, features: int) -> int:
+        """A memory file for them, zeroed and sealed (the caller's)."""
+
+    def set_inflight(self, fd: int, size: int) -> None:
+        """The records are in this file until the next reset, and the device goes on from what is
+        there. OSError EINVAL: another size, or it may shrink."""
+
     def get_iova_range(self) -> tuple[int, int]: ...
     def set_map(self, mappings: Iterable[Mapping], asid: int = 0) -> None:
         """Waits. Replaces the whole IOTLB and sends UPDATE_IOTLB(0, ~0)."""

@@ -193,6 +193,19 @@ class VhostVdpaFile:
     def kick(self, index: int) -> None:
         self._vdpa.kick_vq(self._check_index(index))
 
+    # --- in-flight records ------------------------------------------------------------------
+
+    def new_inflight(self, features: int) -> int:
+        return self._vdpa.new_inflight(features)
+
+    def set_inflight(self, fd: int, size: int) -> None:
+        """OSError EBUSY after DRIVER_OK; EINVAL: not made by :meth:`new_inflight` for such a
+        device."""
+        with self._lock:
+            if self._vdpa.get_status() & Status.DRIVER_OK:
+                raise OSError(errno.EBUSY, "the device is live: reset it first")
+            self._vdpa.set_inflight(fd, size)
+
     # --- IOTLB ------------------------------------------------------------------------------
 
     def iotlb_update(

@@ -13,11 +13,12 @@ _MAX_BYTES_PER_QUEUE = 2 << 20
 
 class InflightFile:
     """One memory file per device, sealed against size changes: no holder can shrink it under
-    another. Guarded by the device's lock."""
+    another. Its own, or one that the driver's side keeps. Guarded by the device's lock."""
 
     def __init__(self) -> None:
         self._fd = -1
         self._size = 0
+        self._adopted = False
 
     @property
     def size(self) -> int:
@@ -31,13 +32,27 @@ class InflightFile:
             raise OSError(errno.EINVAL, f"in-flight memory of {size} bytes")
         if size != self._size:
             self.close()
-            self._fd = _sealed_memfd(size)
+            self._fd = sealed_memfd(size)
             self._size = size
         return os.dup(self._fd)
 
+    def adopt(self, fd: int, size: int) -> None:
+        """Uses a dup of the driver's side's file until the next reset. OSError EINVAL: not that
+        size, or not sealed against shrinking."""
+        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            raise OSError(errno.EINVAL, "in-flight memory that is not sealed against shrinking")
+        if os.fstat(fd).st_size != size:
+            raise OSError(errno.EINVAL, f"in-flight memory of {os.fstat(fd).st_size} bytes")
+        adopted = os.dup(fd)
+        self.close()
+        self._fd, self._size, self._adopted = adopted, size, True
+
     def zero(self) -> None:
-        """Device reset: nothing is in flight any more, for whoever has it mapped."""
-        if self._size:
+        """Device reset: nothing is in flight any more, for whoever has it mapped. The driver's
+        side knows better what becomes of its own."""
+        if self._adopted:
+            self.close()
+        elif self._size:
             with mmap.mmap(self._fd, self._size) as memory:
                 memory.madvise(mmap.MADV_REMOVE)
 
@@ -45,13 +60,14 @@ class InflightFile:
         """Lets the file go; holders of a dup keep theirs."""
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._size = -1, 0
+        self._fd, self._size, self._adopted = -1, 0, False
 
     def __del__(self) -> None:
         self.close()
 
 
-def _sealed_memfd(size: int) -> int:
+def sealed_memfd(size: int) -> int:
+    """A memory file of ``size`` zeroes that stays so long (the caller's)."""
     fd = os.memfd_create("vduse-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)

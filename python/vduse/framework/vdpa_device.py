@@ -18,6 +18,7 @@ from vduse.control.abi import (
     encode_vq_state,
 )
 from vduse.framework.device import VduseDevice
+from vduse.framework.inflight import sealed_memfd
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,19 @@ class VdpaDevice:
             tell = vq.callfd_given
         if tell:
             device.messages.send(UpdateCallfd(index), device.msg_timeout)
+
+    # --- in-flight records ------------------------------------------------------------------
+
+    def inflight_size(self, features: int) -> int:
+        sizes = [vq.num_max for vq in self._device.vqs]
+        return len(sizes) * max(_native.DataPath.inflight_size(size, features) for size in sizes)
+
+    def new_inflight(self, features: int) -> int:
+        return sealed_memfd(self.inflight_size(features))
+
+    def set_inflight(self, fd: int, size: int) -> None:
+        with self._device.lock:
+            self._device.inflight.adopt(fd, size)
 
     # --- IOTLB ------------------------------------------------------------------------------
 

@@ -15,16 +15,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from vduse.bus.driver import Driver
+from vduse.bus.driver import Driver, InflightDriver
 from vduse.control import vhost_user as vu
 from vduse.control.features import Feature, Status
-from vduse.control.vhost_user import Message, ProtocolError, ProtocolFeature, Request
+from vduse.control.vhost_user import (
+    Inflight,
+    Message,
+    ProtocolError,
+    ProtocolFeature,
+    Request,
+)
 from vduse.exports.vhost_user.memory import MAX_SLOTS, Memory
 from vduse.exports.vhost_user.ring import Ring
 
 log = logging.getLogger(__name__)
 
-#: What is spoken here.
+#: What is spoken here; INFLIGHT_SHMFD too, where the driver can.
 PROTOCOL_FEATURES: Final = int(
     ProtocolFeature.MQ
     | ProtocolFeature.REPLY_ACK
@@ -62,6 +68,8 @@ class Session:
         #: The device has DRIVER_OK.
         self._live = False
         self._backend_fd = -1
+        #: The front end's record of requests in flight, and its bytes.
+        self._inflight: tuple[int, int] | None = None
         #: Signalled when the config space has changed.
         self.config_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         driver.set_config_call(self.config_fd)
@@ -111,6 +119,7 @@ class Session:
             self._driver.set_config_call(-1)
             os.close(self.config_fd)
             self._set_backend_fd(-1)
+            self._keep_inflight(None)
 
     def _serve(self, message: Message) -> Reply | None:
         handler = self._HANDLERS.get(message.request)
@@ -139,12 +148,17 @@ class Session:
         self._agree()
 
     def _get_protocol_features(self, message: Message) -> Reply:
-        return Reply(vu.pack_u64(PROTOCOL_FEATURES))
+        return Reply(vu.pack_u64(self._offered))
+
+    @property
+    def _offered(self) -> int:
+        can_inflight = isinstance(self._driver, InflightDriver)
+        return PROTOCOL_FEATURES | (ProtocolFeature.INFLIGHT_SHMFD if can_inflight else 0)
 
     def _set_protocol_features(self, message: Message) -> None:
         features = vu.unpack_u64(message)
-        if features & ~PROTOCOL_FEATURES:
-            raise ProtocolError(f"protocol features {features:#x}, offered {PROTOCOL_FEATURES:#x}")
+        if features & ~self._offered:
+            raise ProtocolError(f"protocol features {features:#x}, offered {self._offered:#x}")
         self._protocol_features = ProtocolFeature(features)
 
     def _get_status(self, message: Message) -> Reply:
@@ -192,6 +206,8 @@ class Session:
             return
         if not self._live and not self._agreed:
             self._agree()
+        if not self._live and self._inflight is not None:
+            self._inflight_driver.set_inflight(*self._inflight)
         for ring in ready:
             ring.hand_over(self._driver, self._memory, packed=self._packed)
         if self._live:
@@ -317,6 +333,33 @@ class Session:
             raise ProtocolError(f"virtqueue {index} runs: GET_VRING_BASE stops it")
         return ring
 
+    # --- in-flight records ------------------------------------------------------------------
+
+    def _get_inflight_fd(self, message: Message) -> Reply:
+        asked = vu.unpack_inflight(message)
+        fd = self._inflight_driver.new_inflight(self._features)
+        made = Inflight(os.fstat(fd).st_size, 0, asked.queues, asked.queue_size)
+        return Reply(vu.pack_inflight(made), [fd])
+
+    def _set_inflight_fd(self, message: Message) -> None:
+        inflight = vu.unpack_inflight(message)
+        if len(message.fds) != 1:
+            raise ProtocolError(f"{message.name}: {len(message.fds)} fds, expected 1")
+        if inflight.offset:
+            raise ProtocolError(f"in-flight records at {inflight.offset} bytes are not ours")
+        self._keep_inflight((message.fds.pop(), inflight.size))
+
+    def _keep_inflight(self, inflight: tuple[int, int] | None) -> None:
+        if self._inflight is not None:
+            os.close(self._inflight[0])
+        self._inflight = inflight
+
+    @property
+    def _inflight_driver(self) -> InflightDriver:
+        if not isinstance(self._driver, InflightDriver):
+            raise ProtocolError("in-flight records were not offered")
+        return self._driver
+
     # --- config space, the rest -------------------------------------------------------------
 
     def _get_config(self, message: Message) -> Reply:
@@ -365,6 +408,8 @@ class Session:
         Request.SET_BACKEND_REQ_FD: _set_backend_req_fd,
         Request.GET_CONFIG: _get_config,
         Request.SET_CONFIG: _set_config,
+        Request.GET_INFLIGHT_FD: _get_inflight_fd,
+        Request.SET_INFLIGHT_FD: _set_inflight_fd,
         Request.RESET_DEVICE: _reset_device,
         Request.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
         Request.ADD_MEM_REG: _add_mem_reg,
@@ -382,6 +427,7 @@ _WITH_REPLY: Final = frozenset(
         Request.GET_QUEUE_NUM,
         Request.GET_VRING_BASE,
         Request.GET_CONFIG,
+        Request.GET_INFLIGHT_FD,
         Request.GET_MAX_MEM_SLOTS,
         Request.GET_STATUS,
     }
