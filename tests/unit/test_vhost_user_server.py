@@ -205,6 +205,38 @@ def test_a_running_ring_is_not_changed(driver: RecordedDriver, front_end: FrontE
     assert len(driver.named("set_vring_call")) == 2
 
 
+# --- in-flight records ----------------------------------------------------------------------
+
+INFLIGHT = struct.Struct("=QQHH4x")
+
+
+def test_the_front_end_keeps_the_records(driver: RecordedDriver, front_end: FrontEnd) -> None:
+    front_end.set(Request.SET_FEATURES, AGREED)
+    reply, fd = front_end.get_fd(Request.GET_INFLIGHT_FD, INFLIGHT.pack(0, 0, 4, 8))
+    try:
+        assert INFLIGHT.unpack(reply) == (640, 0, 4, 8)
+        assert front_end.set(Request.SET_INFLIGHT_FD, reply, fd) == 0
+    finally:
+        os.close(fd)
+    front_end.add_memory()
+    front_end.start(0)
+    names = [name for name, *_ in driver.calls]
+    assert names.index("set_inflight") < names.index("set_vring_num")
+    [(_, size)] = driver.named("set_inflight")
+    assert size == 640
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", bytes(19), INFLIGHT.pack(640, 4096, 4, 8)], ids=["none", "short", "offset"]
+)
+def test_records_that_cannot_be_ours(
+    driver: RecordedDriver, front_end: FrontEnd, payload: bytes
+) -> None:
+    with guest_memory() as fd:
+        assert front_end.set(Request.SET_INFLIGHT_FD, payload, fd) == 1
+    assert front_end.set(Request.SET_INFLIGHT_FD, INFLIGHT.pack(640, 0, 4, 8)) == 1
+
+
 # --- memory, config space -------------------------------------------------------------------
 
 

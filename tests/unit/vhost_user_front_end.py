@@ -64,6 +64,11 @@ class RecordedDriver:
         self.calls.append(("get_vring_base", index))
         return 100 + index
 
+    def new_inflight(self, features: int) -> int:
+        fd = os.memfd_create("records")
+        os.ftruncate(fd, 640)
+        return fd
+
     def close(self) -> None:
         self.closed.set()
 
@@ -110,6 +115,13 @@ class FrontEnd:
         answered, flags, size = struct.unpack("=III", header)
         assert (answered, flags) == (request, 5)
         return self.socket.recv(size, socket.MSG_WAITALL) if size else b""
+
+    def get_fd(self, request: int, payload: bytes) -> tuple[bytes, int]:
+        """A reply that comes with an fd, which is the caller's."""
+        self.send(request, payload)
+        data, fds, _, _ = socket.recv_fds(self.socket, 4096, 8)
+        assert len(fds) == 1
+        return data[12:], fds[0]
 
     def get(self, request: int, payload: bytes = b"") -> bytes:
         self.send(request, payload)

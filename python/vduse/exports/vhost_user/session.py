@@ -153,7 +153,7 @@ class Session:
     @property
     def _offered(self) -> int:
         can_inflight = isinstance(self._driver, InflightDriver)
-        return PROTOCOL_FEATURES | (ProtocolFeature.INFLIGHT_SHMFD if can_inflight else 0)
+        return PROTOCOL_FEATURES | int(ProtocolFeature.INFLIGHT_SHMFD if can_inflight else 0)
 
     def _set_protocol_features(self, message: Message) -> None:
         features = vu.unpack_u64(message)
