@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from vduse.daemon import cli
 from vduse.daemon.commands import TABLE, BlkOptions, DemoOptions, DoctorOptions
 from vduse.daemon.errors import UserError
 from vduse.daemon.main import main
+from vduse.daemon.table import Command
 
 
 def test_defaults_are_those_of_the_options() -> None:
@@ -62,7 +64,7 @@ def test_file_mode_that_is_none(mode: str) -> None:
 
 @pytest.mark.parametrize("command", TABLE, ids=lambda c: c.name)
 def test_examples_parse_and_are_in_the_help(
-    command: cli.Command[object, object], capsys: pytest.CaptureFixture[str]
+    command: Command[Any, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command.name, "--help"]) == 0
     shown = capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -70,11 +71,11 @@ def test_who_may_create_nothing_takes_over_what_is_there(
 def test_who_may_create_nothing_is_told_why_where_there_is_nothing(
     channels: Callable[..., FakeChannel], argument: str, refusal: Callable[[], OSError]
 ) -> None:
-    reason = refusal()
-    control = FakeControl(channels(), **{argument: reason})  # type: ignore[arg-type]
-    with pytest.raises(type(reason)) as failed:
+    refused: dict[str, Any] = {argument: refusal()}
+    control = FakeControl(channels(), **refused)
+    with pytest.raises(OSError) as failed:
         create_or_open(control, SPEC)
-    assert failed.value is reason
+    assert failed.value is refused[argument]
 
 
 def test_who_may_create_nothing_takes_over_no_other_device(

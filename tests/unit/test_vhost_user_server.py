@@ -486,13 +486,16 @@ def test_one_front_end_at_a_time(
 
 
 def test_a_device_that_cannot_be_opened_is_said_in_the_log(
-    server: VhostUserServer, device: Device, caplog: pytest.LogCaptureFixture
+    server: VhostUserServer,
+    device: Device,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def busy() -> None:
         raise OSError(16, "open already")
 
     caplog.set_level(logging.INFO)
-    device.open = busy  # type: ignore[method-assign] # a device of one test
+    monkeypatch.setattr(device, "open", busy)
     front_end = FrontEnd(server.path)
     assert front_end.gone()
     assert "open already" in caplog.text

@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from rich.console import Console
 
 from vduse.daemon.signals import Stopper
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 Facts = TypeVar("Facts")
 
 
@@ -94,5 +97,5 @@ class Command(Generic[Options, Facts]):
 
     def params(self) -> dict[str, Param]:
         """The options by field name, in the order of declaration."""
-        fields = dataclasses.fields(self.options)  # type: ignore[arg-type]
+        fields = dataclasses.fields(self.options)
         return {field.name: field.metadata["param"] for field in fields}
