@@ -20,7 +20,7 @@ from vduse.daemon.qmp.arguments import Model
 from vduse.daemon.qmp.errors import QmpError
 from vduse.daemon.qmp.server import MAX_PENDING, QmpServer
 from vduse.daemon.qmp.table import QmpCommand
-from vduse.exports.nbd.listen import UnixListener
+from vduse.exports.listen import UnixListener
 
 
 class _Echo(Model, frozen=True):
