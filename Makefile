@@ -14,7 +14,7 @@ RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -
 # Debian packages of the larger tests (tests/means.py names the tools); g++ is for libFuzzer.
 SYSTEM_DEPS := e2fsprogs qemu-utils g++ fio nbdkit nbdkit-plugin-python libnbd-bin \
 	python3-libnbd fuse3 mount util-linux qemu-system-x86 busybox-static kmod \
-	iproute2 systemd udev fuse2fs user-mode-linux
+	iproute2 systemd udev bubblewrap fuse2fs user-mode-linux
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 

@@ -63,6 +63,7 @@ _PROGRAMS = (
     *("mke2fs", "e2fsck", "debugfs", "losetup", "mount", "umount", "fstrim"),
     *("qemu-img", "qemu-io", "qemu-nbd"),
     *("modprobe", "vdpa", "busybox", "linux.uml"),
+    *("udevadm", "systemctl", "bwrap", "fuse2fs"),
     *("fio", "nbdkit", "nbdcopy", "nbdinfo", "nbdfuse"),
 )
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from vduse.daemon.doctor.check import Check
+from vduse.daemon.doctor.devices import device_checks
 from vduse.daemon.doctor.extras import EXTRAS
+from vduse.daemon.doctor.host import Host
+from vduse.daemon.doctor.kernel import bus_management, control_node, modules, record_folder
 from vduse.daemon.doctor.needed import NEEDED
 from vduse.daemon.table import Context
 
@@ -16,9 +19,11 @@ _COLOURS = {"ok": "green", "limited": "yellow", "missing": "red"}
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Every check, and whether the embedded framework works here."""
+    """Every check, and what works here: the embedded framework; the kernel's VDUSE, as far as an
+    ordinary user goes (root puts what is served on the bus)."""
 
     embedded_framework: bool
+    kernel: bool
     checks: tuple[Check, ...]
 
 
@@ -26,7 +31,11 @@ def diagnose() -> Diagnosis:
     """Runs every check; nothing on the host is changed."""
     needed = [probe() for probe in NEEDED]
     works = all(check.state != "missing" for check in needed)
-    return Diagnosis(works, (*needed, *(probe() for probe in EXTRAS)))
+    host = Host()
+    steps = [modules(host), control_node(host)]
+    usable = all(check.state == "ok" for check in steps)
+    kernel = (*steps, bus_management(host), record_folder(host), *device_checks(host))
+    return Diagnosis(works, usable, (*needed, *(probe() for probe in EXTRAS), *kernel))
 
 
 def show(diagnosis: Diagnosis, context: Context) -> None:
@@ -43,5 +52,11 @@ def show(diagnosis: Diagnosis, context: Context) -> None:
         "The embedded framework works here."
         if diagnosis.embedded_framework
         else "The embedded framework does not work here: see what is missing above.",
+        soft_wrap=True,
+    )
+    context.out.print(
+        "The kernel's VDUSE works here, too."
+        if diagnosis.kernel
+        else "The kernel's VDUSE is out of reach: see kernel modules and control node above.",
         soft_wrap=True,
     )

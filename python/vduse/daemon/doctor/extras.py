@@ -18,7 +18,6 @@ from vduse.daemon.doctor.check import Check, limited, missing, ok
 _IO_URING_SETUP = 425  # the same number on every architecture
 _IO_URING_PARAMS = 120  # sizeof(struct io_uring_params)
 _DEFAULT_BOUNCE = 64 << 20
-_MODULES = ("vduse", "vdpa", "virtio_vdpa", "vhost_vdpa")
 
 
 def io_uring() -> Check:
@@ -79,27 +78,6 @@ def direct_io() -> Check:
     return ok("direct I/O", f"in {folder}")
 
 
-def kernel_vduse() -> Check:
-    """The kernel's own VDUSE; the embedded framework does not need it."""
-    if os.access("/dev/vduse/control", os.R_OK | os.W_OK):
-        return ok("kernel VDUSE", "/dev/vduse/control is usable")
-    if Path("/dev/vduse/control").exists():
-        how = "as root: give this user /dev/vduse/control and the device's node"
-        return limited("kernel VDUSE", "/dev/vduse/control: permission denied", how)
-    absent = [name for name in _MODULES if not _has_module(name)]
-    if absent:
-        return missing(
-            "kernel VDUSE",
-            f"modules not installed for {os.uname().release}: {', '.join(absent)}",
-            "a kernel with CONFIG_VDPA_USER, CONFIG_VIRTIO_VDPA and CONFIG_VHOST_VDPA",
-        )
-    return limited(
-        "kernel VDUSE",
-        "modules installed, not loaded",
-        f"as root: modprobe -a {' '.join(_MODULES)}",
-    )
-
-
 def _program(program: str, package: str, what: str) -> Callable[[], Check]:
     def check() -> Check:
         found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
@@ -133,24 +111,11 @@ def _cgroup_events() -> str | None:
     return None
 
 
-def _has_module(name: str) -> bool:
-    if Path(f"/sys/module/{name}").is_dir():
-        return True
-    release = Path("/lib/modules") / os.uname().release
-    for index in ("modules.dep", "modules.builtin"):
-        for line in (_read(str(release / index)) or "").splitlines():
-            stem = Path(line.split(":")[0]).name.split(".ko")[0]
-            if stem.replace("-", "_") == name:
-                return True
-    return False
-
-
 EXTRAS: tuple[Callable[[], Check], ...] = (
     io_uring,
     direct_io,
     locked_memory,
     memory_pressure,
-    kernel_vduse,
     pyfatfs,
     _program("mke2fs", "e2fsprogs", "the demo's ext4 image is left out"),
     _program("qemu-img", "qemu-utils", "tests of image locks are skipped"),
