@@ -19,8 +19,8 @@ _COLOURS = {"ok": "green", "limited": "yellow", "missing": "red"}
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Every check, and what works here: the embedded framework; the kernel's VDUSE, as far as an
-    ordinary user goes (root puts what is served on the bus)."""
+    """Every check, and what works here: the embedded framework; creating and serving devices of
+    the kernel's VDUSE."""
 
     embedded_framework: bool
     kernel: bool
@@ -55,8 +55,8 @@ def show(diagnosis: Diagnosis, context: Context) -> None:
         soft_wrap=True,
     )
     context.out.print(
-        "The kernel's VDUSE works here, too."
+        "The kernel's VDUSE can be used here."
         if diagnosis.kernel
-        else "The kernel's VDUSE is out of reach: see kernel modules and control node above.",
+        else "The kernel's VDUSE cannot be used here yet: see kernel modules and control node.",
         soft_wrap=True,
     )
