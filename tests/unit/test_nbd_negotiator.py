@@ -19,9 +19,10 @@ import pytest
 
 from tests.system.stage import LogWatch
 from tests.unit.nbd_client import FLAGS, GO, GREETING, answers, info, kinds, option
+from vduse.exports import listen
 from vduse.exports.errors import ExportError
 from vduse.exports.listen import UnixListener
-from vduse.exports.nbd import listen, negotiator
+from vduse.exports.nbd import negotiator
 from vduse.exports.nbd.export import Export
 from vduse.exports.nbd.handshake import Agreed
 from vduse.exports.nbd.negotiator import Listening, Negotiator
