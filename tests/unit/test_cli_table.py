@@ -82,7 +82,7 @@ def test_overview_lists_every_command(argv: list[str], capsys: pytest.CaptureFix
     assert main(argv) == 0
     shown = capsys.readouterr().out
     for command in TABLE:
-        assert f"vduse {command.name:10} {command.help}\n" in shown
+        assert f"vduse {command.name:14} {command.help}\n" in shown
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from vduse.control.spelling import did_you_mean
 from vduse.daemon.errors import UserError
 from vduse.daemon.table import Command, Param
+
+#: Characters of an example that its purpose follows in the same line.
+_EXAMPLE_WIDTH = 42
 
 Table = Sequence[Command[Any, Any]]
 
@@ -27,6 +31,21 @@ class Invocation:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help shows how)")
+
+
+class _InOrder(argparse.Action):
+    """Options of one field: each adds its name and its value."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        former = getattr(namespace, self.dest)
+        name = self.option_strings[0].removeprefix("--")
+        setattr(namespace, self.dest, [*former, (name, values)])
 
 
 def parse(table: Table, argv: Sequence[str]) -> Invocation:
@@ -68,6 +87,8 @@ def command_parser(command: Command[Any, Any]) -> argparse.ArgumentParser:
     defaults = {f.name: f.default for f in dataclasses.fields(command.options)}
     for name, param in command.params().items():
         _add(parser, name, param, defaults[name])
+    version = f"vduse {importlib.metadata.version('vduse')}"
+    parser.add_argument("--version", action="version", version=version, help="print the version")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="log what happens; twice: everything"
@@ -77,13 +98,19 @@ def command_parser(command: Command[Any, Any]) -> argparse.ArgumentParser:
 
 def overview(table: Table) -> str:
     """What ``vduse --help`` prints."""
-    rows = "\n".join(f"  vduse {command.name:10} {command.help}" for command in table)
-    first = "\n".join(f"  {c.examples[0][0]:42} {c.examples[0][1]}" for c in table)
+    rows = "\n".join(f"  vduse {command.name:14} {command.help}" for command in table)
+    first = "\n".join(_example(*command.examples[0]) for command in table)
     return (
         "vDPA devices in userspace: write a virtio device once, attach it anywhere.\n\n"
         f"commands:\n{rows}\n\nexamples:\n{first}\n\n"
         "vduse COMMAND --help shows a command's options; vduse --version the version.\n"
     )
+
+
+def _example(line: str, what: str) -> str:
+    """In one line where it has room."""
+    space = " " if len(line) <= _EXAMPLE_WIDTH else "\n      "
+    return f"  {line:{_EXAMPLE_WIDTH}}{space}{what}"
 
 
 def _add(parser: argparse.ArgumentParser, name: str, param: Param, default: Any) -> None:
@@ -101,6 +128,17 @@ def _add(parser: argparse.ArgumentParser, name: str, param: Param, default: Any)
         parser.add_argument(
             flag, action="append", default=[], type=parse, metavar=param.metavar, help=param.help
         )
+        return
+    if param.kind == "ordered":
+        for option, text in param.options:
+            parser.add_argument(
+                f"--{option}",
+                dest=name,
+                action=_InOrder,
+                default=[],
+                metavar=param.metavar,
+                help=text,
+            )
         return
     shown = "" if param.shown_default is None else f" (default: {param.shown_default})"
     text = param.help + shown

@@ -15,6 +15,7 @@ from vduse.daemon.table import (
     flag,
     option,
     optional,
+    ordered,
     repeatable,
 )
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vduse.daemon.blk.facts import Facts as BlkFacts
     from vduse.daemon.demo.report import Report
     from vduse.daemon.doctor import Diagnosis
+    from vduse.daemon.storage.serve import Facts as StorageFacts
 
 #: The drivers of a vDPA bus, the kernel's and ours.
 DRIVERS = ("virtio_vdpa", "vhost_vdpa")
@@ -143,6 +145,20 @@ class DoctorOptions:
     """Options of ``vduse doctor``: none."""
 
 
+@dataclass(frozen=True)
+class StorageDaemonOptions:
+    """Options of ``vduse storage-daemon``."""
+
+    objects: tuple[tuple[str, str], ...] = ordered(
+        ("blockdev", "a block node: driver host_device, file, null-co or raw"),
+        ("export", "a node as a VDUSE device: type vduse-blk"),
+        ("chardev", "a unix socket that a monitor listens at"),
+        ("monitor", "QMP on a chardev"),
+        metavar="KEY=VALUE,...",
+    )
+    pidfile: str | None = optional("written and locked once everything is made", metavar="PATH")
+
+
 def _blk(options: BlkOptions, context: Context) -> Generator[BlkFacts]:
     from vduse.daemon.blk.serve import serve
 
@@ -177,6 +193,18 @@ def _show_doctor(diagnosis: Diagnosis, context: Context) -> None:
     from vduse.daemon.doctor import show
 
     show(diagnosis, context)
+
+
+def _storage_daemon(options: StorageDaemonOptions, context: Context) -> Generator[StorageFacts]:
+    from vduse.daemon.storage.serve import serve
+
+    return serve(options, context)
+
+
+def _show_storage_daemon(facts: StorageFacts, context: Context) -> None:
+    from vduse.daemon.storage.serve import show
+
+    show(facts, context)
 
 
 TABLE: tuple[Command[Any, Any], ...] = (
@@ -236,5 +264,38 @@ TABLE: tuple[Command[Any, Any], ...] = (
         run=_doctor,
         show=_show_doctor,
         exit_code=lambda diagnosis: 0 if diagnosis.embedded_framework else 1,
+    ),
+    Command(
+        name="storage-daemon",
+        help="Disks for the kernel's VDUSE, with the interface of QEMU's storage daemon",
+        description=(
+            "Exports block nodes as VDUSE devices of the kernel until quit, SIGTERM, SIGINT or\n"
+            "SIGHUP; `vdpa dev add` attaches them. Options are made in the order given, and as\n"
+            "QEMU's: KEY=VALUE,... with dots for what is within and commas doubled, or JSON\n"
+            "(docs/storage-daemon.md). What of QEMU's is not supported is refused by name."
+        ),
+        examples=(
+            (
+                "vduse storage-daemon --blockdev "
+                "driver=file,filename=disk.img,node-name=disk0 --export "
+                "vduse-blk,id=e0,node-name=disk0,name=vduse1,writable=on",
+                "an image as the device vduse1",
+            ),
+            (
+                "vduse storage-daemon --blockdev "
+                "driver=host_device,filename=/dev/nullb0,node-name=disk0,"
+                "cache.direct=on,aio=native --export "
+                "vduse-blk,id=e0,node-name=disk0,name=vduse1,writable=on,num-queues=16",
+                "a block device, past the page cache, on 16 virtqueues",
+            ),
+            (
+                "vduse storage-daemon --chardev "
+                "socket,id=qmp,path=qmp.sock,server=on,wait=off --monitor chardev=qmp",
+                "nothing as yet: clients at qmp.sock say what",
+            ),
+        ),
+        options=StorageDaemonOptions,
+        run=_storage_daemon,
+        show=_show_storage_daemon,
     ),
 )

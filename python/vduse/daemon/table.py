@@ -38,12 +38,14 @@ class Param:
     """How one option is given. ``parse`` turns its text into the field's value; its ValueError
     is shown to the person as it is."""
 
-    kind: Literal["argument", "option", "flag", "repeatable"]
+    kind: Literal["argument", "option", "flag", "repeatable", "ordered"]
     help: str
     parse: Callable[[str], Any] = str
     metavar: str | None = None
     #: The default as the help shows it; None: there is none.
     shown_default: str | None = None
+    #: Of ``ordered``: the options, by name, and the help of each.
+    options: tuple[tuple[str, str], ...] = ()
 
 
 def argument(help: str, *, metavar: str, parse: Callable[[str], Any] = str) -> Any:
@@ -71,6 +73,13 @@ def repeatable(help: str, *, metavar: str, parse: Callable[[str], Any] = str) ->
     return dataclasses.field(
         default=(), metadata={"param": Param("repeatable", help, parse, metavar)}
     )
+
+
+def ordered(*options: tuple[str, str], metavar: str) -> Any:
+    """Several options, each any number of times, whose common order matters: the field is a tuple
+    of names and values as they were given. ``options``: name and help."""
+    param = Param("ordered", "", metavar=metavar, options=options)
+    return dataclasses.field(default=(), metadata={"param": param})
 
 
 def flag(help: str) -> Any:

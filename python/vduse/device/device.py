@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from vduse.channel.base import EXT_CALLFD, Channel, ControlPort, Resolver
 from vduse.control.abi import DevResponse
+from vduse.control.statuses import DeviceState
 from vduse.device.attach import create_or_open
 from vduse.device.control_thread import ControlThread
 from vduse.device.datapath import DataPath
@@ -73,6 +74,11 @@ class Device:
     def fault(self) -> str | None:
         """What the driver did so that all virtqueues stand still until it resets the device."""
         return self._require().handler.fault
+
+    @property
+    def live(self) -> bool:
+        """Whether a driver uses it."""
+        return self._require().handler.state is DeviceState.LIVE
 
     def wait(self, timeout: float | None = None) -> str | None:
         """Waits until the device ends, at most ``timeout`` seconds; :attr:`ended`."""

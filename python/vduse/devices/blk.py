@@ -37,6 +37,8 @@ _PHYSICAL_BLOCK = 4096
 #: A read takes a header, one segment and a status.
 _SMALLEST_QUEUE = 4
 _LARGEST_QUEUE = 1 << 15
+#: Bytes of the largest logical block, as QEMU has it.
+_LARGEST_BLOCK = 2 << 20
 
 
 def offered_features(*, read_only: bool, can_discard: bool, queues: int, packed: bool) -> int:
@@ -121,15 +123,19 @@ class BlkDevice(DeviceLife):
         packed: bool = False,
         read_only: bool = False,
         serial: str = "",
+        block_size: int | None = None,
+        discard: bool = True,
         pool: _native.Pool | None = None,
         thread: ControlThread | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
         api_version: int = 0,
     ) -> None:
         """``packed`` offers packed virtqueues; the driver chooses. A read-only backend makes a
-        read-only device. ``drain_timeout``: seconds that a stop, a reset or the last flush may
-        take.
-        ValueError: name, queues, queue_size, serial, drain_timeout or api_version out of range."""
+        read-only device. ``block_size``: bytes of a logical block, by default the backend's;
+        ``discard`` False: DISCARD is not offered, whatever the backend can. ``drain_timeout``:
+        seconds that a stop, a reset or the last flush may take.
+        ValueError: name, queues, queue_size, serial, block_size, drain_timeout or api_version out
+        of range."""
         if isinstance(backend, PythonBackend):
             backend = backend.native
         if not 1 <= queues <= 0xFFFF:
@@ -143,19 +149,27 @@ class BlkDevice(DeviceLife):
         if not serial.isascii() or len(serial) > SERIAL_BYTES:
             raise ValueError(f"serial: {serial!r} is not at most {SERIAL_BYTES} ASCII characters")
         self._serial = serial.encode("ascii")
+        if block_size is None:
+            block_size = backend.block_size
+        is_power = block_size & (block_size - 1) == 0
+        if not (is_power and SECTOR <= block_size <= _LARGEST_BLOCK):
+            raise ValueError(
+                f"block_size: {block_size} is not a power of two "
+                f"between {SECTOR} and {_LARGEST_BLOCK}"
+            )
         if drain_timeout < 0:
             raise ValueError(f"drain_timeout: {drain_timeout} is negative")
         self._drain_timeout = drain_timeout
         self._read_only = read_only or backend.read_only
         features = offered_features(
             read_only=self._read_only,
-            can_discard=backend.can_discard,
+            can_discard=discard and backend.can_discard,
             queues=queues,
             packed=packed,
         )
         self._config = config_space(
             size=backend.size,
-            block_size=backend.block_size,
+            block_size=block_size,
             features=features,
             queues=queues,
             queue_size=queue_size,

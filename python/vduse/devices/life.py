@@ -26,6 +26,11 @@ class DeviceLife:
         """What the driver did so that all virtqueues stand still until it resets the device."""
         return self._device.fault
 
+    @property
+    def live(self) -> bool:
+        """Whether a driver uses it."""
+        return self._device.live
+
     def wait(self, timeout: float | None = None) -> str | None:
         """Waits until the device ends, at most ``timeout`` seconds; :attr:`ended`."""
         return self._device.wait(timeout)

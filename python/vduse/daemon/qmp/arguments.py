@@ -4,6 +4,7 @@ Errors name the parameter by its path, in QEMU's words, with the nearest known n
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
@@ -15,7 +16,8 @@ from vduse.control.spelling import did_you_mean
 from vduse.daemon.qmp.errors import ArgumentError
 
 _TYPE_NAMES: dict[Any, str] = {int: "integer", bool: "boolean", str: "string", tuple: "array"}
-_INT_DIGITS = 20
+_ON, _OFF = ("on", "yes", "true", "y"), ("off", "no", "false", "n")
+_INTEGER = re.compile("-?(0|[1-9][0-9]{0,19}|0x[0-9a-fA-F]{1,16})")
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -98,14 +100,13 @@ def _value(raw: Any, model: Any, strings: bool, path: str) -> Any:
 
 def _from_string(text: str, bare: Any, path: str) -> Any:
     if bare is bool:
-        if text not in ("on", "off"):
+        if text not in _ON + _OFF:
             raise ArgumentError(f"Parameter '{path}' expects 'on' or 'off'")
-        return text == "on"
+        return text in _ON
     if bare is int:
-        digits = text.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= _INT_DIGITS):
+        if not _INTEGER.fullmatch(text):
             raise ArgumentError(f"Parameter '{path}' expects integer")
-        return int(text)
+        return int(text, 0)
     return text
 
 
