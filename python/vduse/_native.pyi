@@ -586,7 +586,8 @@ class DataPath:
         """``(kind, queue, message)``; kind ``broken``: the queue and its device have stopped
         because of what the driver or its memory did (a reset makes it whole); ``failed``: the
         backend has failed a request, the first with its errno in a minute; ``resized``: the
-        backend has ``message`` bytes now; ``connection``: how its connection stands."""
+        backend has ``message`` bytes now; ``connection``: how its connection stands; ``umem``: why
+        pages of this process do not take the place of the bounce pages."""
     def stats(self) -> DeviceStats: ...
     def close(self) -> None: ...
 
@@ -601,10 +602,12 @@ class BlkDataPath(DataPath):
         resolver: CallSocket | KernelNode,
         limits: dict[str, int],
         serial: bytes,
+        umem: bool = False,
     ) -> Self:
         """``limits``: capacity (sectors of 512), seg_max, size_max, blk_size,
         max_discard_sectors, max_discard_seg, discard_sector_alignment,
-        max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap, read_only."""
+        max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap, read_only.
+        ``umem``: pages of this process take the place of the bounce pages (REG_UMEM)."""
     def set_capacity(self, sectors: int) -> None: ...
 
 @final

@@ -288,6 +288,9 @@ class _Attached:
             if kind == "failed":
                 log.warning("%s: virtqueue %d: the backend failed: %s", self.name, queue, message)
                 continue
+            if kind == "umem":
+                log.warning("%s: %s", self.name, message)
+                continue
             log.info("%s: %s %s", self.name, kind, message)
             if kind == "resized" and self._resized is not None:
                 self._thread.offload(self, self._resized, lambda _: None)

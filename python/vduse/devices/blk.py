@@ -129,11 +129,14 @@ class BlkDevice(DeviceLife):
         thread: ControlThread | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
         api_version: int = 0,
+        umem: bool = False,
     ) -> None:
         """``packed`` offers packed virtqueues; the driver chooses. A read-only backend makes a
         read-only device. ``block_size``: bytes of a logical block, by default the backend's;
         ``discard`` False: DISCARD is not offered, whatever the backend can. ``drain_timeout``:
-        seconds that a stop, a reset or the last flush may take.
+        seconds that a stop, a reset or the last flush may take. ``umem``: pages of this process
+        take the place of the bounce pages, where the kernel and RLIMIT_MEMLOCK allow it
+        (docs/kernel.md); why not, is in the log.
         ValueError: name, queues, queue_size, serial, block_size, drain_timeout or api_version out
         of range."""
         if isinstance(backend, PythonBackend):
@@ -161,6 +164,7 @@ class BlkDevice(DeviceLife):
             raise ValueError(f"drain_timeout: {drain_timeout} is negative")
         self._drain_timeout = drain_timeout
         self._read_only = read_only or backend.read_only
+        self._umem = umem
         features = offered_features(
             read_only=self._read_only,
             can_discard=discard and backend.can_discard,
@@ -268,6 +272,6 @@ class BlkDevice(DeviceLife):
     def _make_data_path(self, resolver: Resolver) -> _native.BlkDataPath:
         limits = data_path_limits(self._config, read_only=self._read_only)
         self._data_path = _native.BlkDataPath(
-            self.pool, self._backend, resolver, limits, self._serial
+            self.pool, self._backend, resolver, limits, self._serial, self._umem
         )
         return self._data_path

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use vduse_mem::{Entry, Iova, Resolver};
+use vduse_mem::{Backing, Entry, Iova, Resolver};
 
 /// Most bytes of a packet, header included.
 pub const MAX_PACKET: usize = 8192;
@@ -39,7 +39,7 @@ pub struct Answer {
 
 impl Answer {
     /// The answer of a call that did not fail.
-    fn ok(self) -> Result<Answer, Errno> {
+    pub(crate) fn ok(self) -> Result<Answer, Errno> {
         if self.result < 0 {
             return Err(Errno::from_raw_os_error(-self.result));
         }
@@ -194,12 +194,12 @@ impl CallSocket {
 }
 
 impl Resolver for CallSocket {
-    fn resolve(&self, start: Iova, last: Iova) -> Result<(OwnedFd, Entry), Errno> {
+    fn resolve(&self, start: Iova, last: Iova) -> Result<(Backing, Entry), Errno> {
         let request = abi::iotlb_request(start, last);
         let mut answer = self.call(abi::IOTLB_GET_FD, &request, &[])?.ok()?;
         let entry = abi::iotlb_entry(&answer.payload);
         match (entry, answer.fds.pop()) {
-            (Some(entry), Some(fd)) if answer.fds.is_empty() => Ok((fd, entry)),
+            (Some(entry), Some(fd)) if answer.fds.is_empty() => Ok((fd.into(), entry)),
             _ => Err(self.nonsense()),
         }
     }

@@ -6,7 +6,7 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
-use vduse_mem::{Entry, Iova, Resolver};
+use vduse_mem::{Backing, Entry, Iova, Resolver};
 
 /// An open /dev/vduse/NAME. The node takes one opener at a time, so [`KernelNode::close`] closes
 /// it whoever still holds this value.
@@ -40,11 +40,15 @@ impl KernelNode {
         self.fd.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn call<const NR: u32, const SIZE: usize>(&self, arg: &mut [u8; SIZE]) -> Result<i32, Errno> {
+    pub(crate) fn call<const NR: u32, const SIZE: usize>(
+        &self,
+        arg: &mut [u8; SIZE],
+    ) -> Result<i32, Errno> {
         let fd = self.open();
         let fd = fd.as_ref().ok_or(Errno::BADF)?;
         // SAFETY: an ioctl of linux/vduse.h reads and writes the struct behind its pointer, of
-        // the size that its number names, which is what `Struct` passes. It keeps no pointer.
+        // the size that its number names, which is what `Struct` passes. It keeps no pointer to that; what
+        // the struct's own addresses name is for `UmemPort::reg_umem`'s caller to answer for.
         unsafe { ioctl(fd, Struct::<NR, SIZE>(arg)) }
     }
 
@@ -70,12 +74,13 @@ impl KernelNode {
 }
 
 impl Resolver for KernelNode {
-    fn resolve(&self, start: Iova, last: Iova) -> Result<(OwnedFd, Entry), Errno> {
-        match self.api_version {
+    fn resolve(&self, start: Iova, last: Iova) -> Result<(Backing, Entry), Errno> {
+        let (fd, entry) = match self.api_version {
             0 => self.iotlb_get_fd::<{ abi::IOTLB_GET_FD }, { abi::IOTLB_ENTRY_SIZE }>(start, last),
             _ => self
                 .iotlb_get_fd::<{ abi::IOTLB_GET_FD2 }, { abi::IOTLB_ENTRY_V2_SIZE }>(start, last),
-        }
+        }?;
+        Ok((fd.into(), entry))
     }
 }
 

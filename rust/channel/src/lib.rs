@@ -1,12 +1,14 @@
 //! The device side's half of a channel that the data path uses: resolve an IOTLB miss, inject
-//! an irq. Implementations: the embedded channel's call socket, and the kernel's device node.
+//! an irq, put the program's own pages in place of the bounce pages. Implementations: the embedded channel's call socket, and the kernel's device node.
 
 mod abi;
 mod call;
 mod kernel;
+mod umem;
 
 pub use call::{Answer, CallSocket, MAX_FDS, MAX_PACKET};
 pub use kernel::KernelNode;
+pub use umem::UmemPort;
 
 use rustix::io::Errno;
 

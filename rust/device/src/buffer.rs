@@ -1,7 +1,8 @@
 //! The buffers of one request in memory shared with the driver. The driver may change every
 //! byte at any time, so bytes are only ever copied, once.
 
-use vduse_mem::{Piece, Pieces, Pin};
+use std::sync::Arc;
+use vduse_mem::{Piece, Pieces, Pin, Region};
 
 /// Pieces of shared memory, in order, and what keeps them mapped.
 pub struct Buffer {
@@ -49,6 +50,14 @@ impl Buffer {
     /// The pieces; valid as long as the buffer (or what shares it) lives.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces
+    }
+
+    /// The region of our own memory that holds all of it; `None` where some of it is the driver's.
+    /// What is all our own may be used after a reset, too: nobody else has it then.
+    pub fn own_region(&self) -> Option<&Arc<Region>> {
+        let region = self.pin.as_ref()?.own_region()?;
+        let holds_all = self.pieces.iter().all(|piece| region.contains(piece));
+        holds_all.then_some(region)
     }
 
     /// Another owner of the same memory.

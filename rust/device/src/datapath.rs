@@ -13,13 +13,14 @@ use crate::pool::{Pool, Shared as SharedPool};
 use crate::queue::NewQueue;
 use crate::service::Provider;
 use crate::stats::{Counters, QueueStats};
+use crate::umem::OwnPages;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
-use vduse_channel::IrqSink;
+use vduse_channel::{IrqSink, UmemPort};
 use vduse_mem::{Iotlb, Iova, Resolver};
 use vduse_ring::{Layout, QueueState, RingError};
 
@@ -33,6 +34,8 @@ pub struct Hookup {
     pub resolver: Arc<dyn Resolver>,
     /// Injects irqs of queues without a call fd.
     pub irq_sink: Arc<dyn IrqSink>,
+    /// Takes pages of our own in place of its bounce pages. `None`: its own are mapped.
+    pub umem: Option<Arc<dyn UmemPort>>,
 }
 
 /// How one queue is set up.
@@ -159,6 +162,8 @@ pub struct DataPath {
     pool: Arc<SharedPool>,
     first_worker: usize,
     resolver: Arc<dyn Resolver>,
+    /// The same as `resolver`, if there are some.
+    own_pages: Option<Arc<OwnPages>>,
     state: Mutex<State>,
 }
 
@@ -187,20 +192,33 @@ impl DataPath {
             quiet: Quiet::default(),
         });
         let observer: Weak<Device> = Arc::downgrade(&device);
+        let owner = observer.clone();
         device.provider.observe(observer);
+        let own_pages = hookup.umem.map(|port| {
+            Arc::new(OwnPages::new(port, move |message| {
+                if let Some(device) = owner.upgrade() {
+                    device.events.push(Event::Umem { message });
+                }
+            }))
+        });
+        let resolver: Arc<dyn Resolver> = match &own_pages {
+            Some(pages) => pages.clone(),
+            None => hookup.resolver,
+        };
         let pool = pool.shared();
         Ok(DataPath {
             device,
             first_worker: pool.reserve(),
             pool,
             state: Mutex::new(State {
-                iotlb: Iotlb::new(hookup.resolver.clone()),
+                iotlb: Iotlb::new(resolver.clone()),
                 queues: BTreeMap::new(),
                 counters: BTreeMap::new(),
                 misses: 0,
                 closed: false,
             }),
-            resolver: hookup.resolver,
+            resolver,
+            own_pages,
         })
     }
 
@@ -346,7 +364,7 @@ impl DataPath {
     /// Stops all queues without finishing into guest memory; true once no request touches it
     /// any more and all mappings are dropped. A device that was broken is whole again.
     pub fn reset(&self, timeout: Duration) -> bool {
-        if !self.discard_queues(timeout) {
+        if !self.discard_queues(timeout) || !self.give_back_pages() {
             return false;
         }
         self.device.broken.store(false, Ordering::Relaxed);
@@ -384,7 +402,15 @@ impl DataPath {
     pub fn close(&self) {
         if !std::mem::replace(&mut self.lock().closed, true) {
             self.discard_queues(CLOSE_WAIT);
+            self.give_back_pages();
         }
+    }
+
+    /// Whether the bounce pages are the driver's own again.
+    fn give_back_pages(&self) -> bool {
+        self.own_pages
+            .as_ref()
+            .is_none_or(|pages| pages.give_back())
     }
 
     /// Lets go of all queues and of what they had mapped; true once they have ended.

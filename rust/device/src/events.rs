@@ -32,6 +32,11 @@ pub enum Event {
         /// Bytes.
         size: u64,
     },
+    /// Pages of our own are not used in place of the bounce pages.
+    Umem {
+        /// Why, and what helps.
+        message: String,
+    },
     /// The backend's connection changed.
     Connection {
         /// How it stands.

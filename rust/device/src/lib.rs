@@ -31,6 +31,7 @@ mod stats;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod umem;
 mod units;
 
 pub use blk::{Disk, Limits};

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vduse_channel::IrqSink;
-use vduse_mem::{Entry, Iotlb, Iova, Perm, Piece, Pinned, Region, Resolver, View};
+use vduse_mem::{Backing, Entry, Iotlb, Iova, Perm, Piece, Pinned, Region, Resolver, View};
 use vduse_ring::Segment;
 
 /// IOVA of the guest's first byte.
@@ -85,7 +85,7 @@ impl Guest {
 }
 
 impl Resolver for Guest {
-    fn resolve(&self, start: Iova, last: Iova) -> Result<(OwnedFd, Entry), Errno> {
+    fn resolve(&self, start: Iova, last: Iova) -> Result<(Backing, Entry), Errno> {
         let mapped = self.mapped.load(Ordering::Relaxed);
         if mapped == 0 || start.0 >= BASE + mapped || last.0 < BASE {
             return Err(Errno::INVAL);
@@ -96,7 +96,7 @@ impl Resolver for Guest {
             offset: self.moved.load(Ordering::Relaxed),
             perm: Perm::Rw,
         };
-        Ok((fcntl_dupfd_cloexec(&self.fd, 0)?, entry))
+        Ok((fcntl_dupfd_cloexec(&self.fd, 0)?.into(), entry))
     }
 }
 

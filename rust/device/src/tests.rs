@@ -97,6 +97,7 @@ impl Rig {
         let hookup = Hookup {
             resolver: guest.clone(),
             irq_sink: guest.clone(),
+            umem: None,
         };
         Rig {
             path: Arc::new(path(hookup)),

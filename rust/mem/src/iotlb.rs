@@ -32,11 +32,26 @@ pub struct Entry {
     pub perm: Perm,
 }
 
+/// What holds an entry's bytes.
+#[derive(Debug)]
+pub enum Backing {
+    /// A file, to be mapped.
+    File(OwnedFd),
+    /// Memory of our own, as long as the entry; the offset means nothing.
+    Own(Arc<Region>),
+}
+
+impl From<OwnedFd> for Backing {
+    fn from(fd: OwnedFd) -> Backing {
+        Backing::File(fd)
+    }
+}
+
 /// Resolves an IOTLB miss. Kernel channel: `VDUSE_IOTLB_GET_FD`; embedded channel: the same
 /// request over its call socket. Called from workers, never with the GIL.
 pub trait Resolver: Send + Sync {
     /// The first mapping that overlaps `[start, last]`; `EINVAL` if there is none.
-    fn resolve(&self, start: Iova, last: Iova) -> Result<(OwnedFd, Entry), Errno>;
+    fn resolve(&self, start: Iova, last: Iova) -> Result<(Backing, Entry), Errno>;
 }
 
 /// Why an address range cannot be used.
@@ -173,7 +188,7 @@ impl Iotlb {
     fn fetch(&self, iova: Iova, last: Iova) -> Result<Mapping, Fault> {
         self.misses.fetch_add(1, Relaxed);
         let failed = |errno| Fault::Resolve(iova, errno);
-        let (fd, entry) = self
+        let (backing, entry) = self
             .resolver
             .resolve(iova, last)
             .map_err(|errno| match errno {
@@ -195,8 +210,12 @@ impl Iotlb {
             .and_then(|bytes| bytes.checked_add(1))
             .filter(|&len| len <= MAX_BYTES)
             .ok_or(failed(Errno::NOSPC))?;
-        let region = Region::map(fd.as_fd(), entry.offset, len, entry.perm)
-            .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        let region = match backing {
+            Backing::File(fd) => Region::map(fd.as_fd(), entry.offset, len, entry.perm)
+                .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?,
+            Backing::Own(region) if region.len() == len => region,
+            Backing::Own(_) => return Err(failed(Errno::PROTO)),
+        };
         Mapping::whole(span.start, entry.perm, region).ok_or(failed(Errno::PROTO))
     }
 

@@ -12,7 +12,7 @@ mod table;
 mod units;
 mod view;
 
-pub use iotlb::{Entry, Fault, Iotlb, Resolver};
+pub use iotlb::{Backing, Entry, Fault, Iotlb, Resolver};
 pub use piece::{Piece, Pieces, Pinned};
 pub use region::Region;
 pub use units::{Access, Iova, Perm};

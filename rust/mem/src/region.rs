@@ -1,10 +1,10 @@
-//! A mapped piece of a file, shared with the other side.
+//! A mapped piece of memory, shared with the other side: of a file, or our own.
 
-use crate::Perm;
 use crate::sigbus::Guard;
+use crate::{Perm, Piece};
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
@@ -14,7 +14,8 @@ use std::sync::Arc;
 /// The largest huge pages of x86-64.
 const LARGEST_PAGE: usize = 1 << 30;
 
-/// A shared mapping of part of a file, unmapped when its last reference goes.
+/// A shared mapping of part of a file, or of memory of our own; unmapped when its last reference
+/// goes.
 #[derive(Debug)]
 pub struct Region {
     /// First byte asked for.
@@ -25,8 +26,8 @@ pub struct Region {
     lead: usize,
     /// Bytes mapped, whole pages.
     whole: usize,
-    /// Dropped by hand, before the memory is unmapped.
-    guard: ManuallyDrop<Guard>,
+    /// Dropped by hand, before the memory is unmapped. `None`: our own, which nobody can take away.
+    guard: ManuallyDrop<Option<Guard>>,
 }
 
 // SAFETY: a Region is an address range; its methods do not touch the memory, and unmapping
@@ -69,7 +70,7 @@ impl Region {
             )
         }?;
         let guard = match Guard::new(base as usize, whole) {
-            Ok(guard) => ManuallyDrop::new(guard),
+            Ok(guard) => ManuallyDrop::new(Some(guard)),
             Err(error) => {
                 // SAFETY: the mapping made above, which nobody has seen.
                 unsafe { munmap(base, whole) }?;
@@ -86,6 +87,44 @@ impl Region {
             whole,
             guard,
         }))
+    }
+
+    /// Maps `len` bytes of new memory, zeroes, which nobody else has until they are told of it. A
+    /// forked child shares it: whoever pins its pages keeps those that this process sees.
+    ///
+    /// # Errors
+    /// `EINVAL` unless `len` is whole pages and not 0; otherwise mmap's.
+    pub fn own(len: usize) -> io::Result<Arc<Region>> {
+        let page = rustix::param::page_size();
+        if len == 0 || !len.is_multiple_of(page) || len > isize::MAX as usize {
+            return Err(Errno::INVAL.into());
+        }
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let base = unsafe { mmap_anonymous(ptr::null_mut(), len, protection, flags) }?;
+        let ptr = NonNull::new(base.cast()).expect("mmap never maps address 0 unasked");
+        Ok(Arc::new(Region {
+            ptr,
+            len,
+            lead: 0,
+            whole: len,
+            guard: ManuallyDrop::new(None),
+        }))
+    }
+
+    /// Whether it is memory of our own ([`Region::own`]): it may be used however late, since what
+    /// it holds is the other side's no longer than we say.
+    #[inline]
+    pub fn is_own(&self) -> bool {
+        self.guard.is_none()
+    }
+
+    /// Whether all of `piece` lies in it.
+    #[inline]
+    pub fn contains(&self, piece: &Piece) -> bool {
+        let before = piece.ptr.addr().get().checked_sub(self.ptr.addr().get());
+        before.is_some_and(|before| before <= self.len && piece.len <= self.len - before)
     }
 
     /// The first byte.
@@ -105,7 +144,7 @@ impl Region {
     /// shared with the other side, and every request that touched it must fail.
     #[inline]
     pub fn is_poisoned(&self) -> bool {
-        self.guard.is_poisoned()
+        self.guard.as_ref().is_some_and(Guard::is_poisoned)
     }
 }
 

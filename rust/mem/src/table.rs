@@ -61,6 +61,8 @@ impl Index<usize> for Table {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     mappings: Vec<Mapping>,
+    /// That of a mapping which is memory of our own; a device has one at most.
+    own: Option<Arc<Region>>,
 }
 
 impl Table {
@@ -90,6 +92,9 @@ impl Table {
             span.last = span.last.min(next.span.start - 1);
         }
         mapping.clip(span);
+        if mapping.region.is_own() {
+            self.own = Some(mapping.region.clone());
+        }
         self.mappings.insert(place, mapping);
         place
     }
@@ -97,6 +102,14 @@ impl Table {
     /// Drops every mapping that overlaps `span`.
     pub(crate) fn remove(&mut self, span: Span) {
         self.mappings.retain(|mapping| !mapping.span.overlaps(span));
+        let own = self.mappings.iter().find(|it| it.region.is_own());
+        self.own = own.map(|mapping| mapping.region.clone());
+    }
+
+    /// The region that is memory of our own, if one is.
+    #[inline]
+    pub(crate) fn own(&self) -> Option<&Arc<Region>> {
+        self.own.as_ref()
     }
 
     /// How many mappings.

@@ -2,7 +2,7 @@
 
 use crate::iotlb::{Fault, Iotlb};
 use crate::table::{Mapping, Table};
-use crate::{Access, Iova, Piece, Pieces, Pinned, sigbus};
+use crate::{Access, Iova, Piece, Pieces, Pinned, Region, sigbus};
 use std::sync::Arc;
 
 /// One queue's private view of an [`Iotlb`]: look-ups share no cache line with other queues.
@@ -156,6 +156,12 @@ pub struct Pin {
 }
 
 impl Pin {
+    /// The region it holds that is memory of our own, if one is.
+    #[inline]
+    pub fn own_region(&self) -> Option<&Arc<Region>> {
+        self.table.own()
+    }
+
     /// Whether a region this pin holds was poisoned: the request must fail. Costs one load
     /// while no region of the process was ever lost.
     #[inline]

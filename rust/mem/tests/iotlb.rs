@@ -4,7 +4,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{Errno, dup, pwrite};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use vduse_mem::{Access, Entry, Fault, Iotlb, Iova, Perm, Pieces, Resolver, View};
+use vduse_mem::{Access, Backing, Entry, Fault, Iotlb, Iova, Perm, Pieces, Resolver, View};
 
 const PAGE: u64 = 4096;
 
@@ -37,9 +37,9 @@ struct Fake<F> {
 }
 
 impl<F: Fn(u64, u64) -> Answer + Send + Sync> Resolver for Fake<F> {
-    fn resolve(&self, start: Iova, last: Iova) -> Result<(OwnedFd, Entry), Errno> {
+    fn resolve(&self, start: Iova, last: Iova) -> Result<(Backing, Entry), Errno> {
         let entry = (self.answer)(start.0, last.0)?;
-        Ok((dup(&self.fd)?, entry))
+        Ok((dup(&self.fd)?.into(), entry))
     }
 }
 

@@ -256,7 +256,7 @@ impl ChainDataPath {
         drain: Option<Py<PyAny>>,
     ) -> PyResult<PyClassInitializer<ChainDataPath>> {
         let handler = Arc::new(PyHandler { submit, drain });
-        let path = vduse_device::DataPath::chains(pool.open()?, resolver.hookup()?, handler)
+        let path = vduse_device::DataPath::chains(pool.open()?, resolver.hookup(false)?, handler)
             .map_err(error::errno)?;
         let base = DataPath::new(path, vec![pool.lease.clone()]);
         Ok(PyClassInitializer::from(base).add_subclass(ChainDataPath))

@@ -7,9 +7,8 @@ use pyo3::types::PyBytes;
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vduse_channel::IrqSink;
+use vduse_channel::{IrqSink, UmemPort};
 use vduse_device::Hookup;
-use vduse_mem::Resolver;
 
 /// One end of a call socket of the embedded channel; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
@@ -107,19 +106,20 @@ pub enum Link<'py> {
 }
 
 impl Link<'_> {
-    /// Both ways into the channel. ValueError after its `close()`.
-    pub fn hookup(&self) -> PyResult<Hookup> {
-        fn both<L: Resolver + IrqSink + 'static>(link: Arc<L>) -> Hookup {
+    /// All ways into the channel; `umem`: with pages of our own. ValueError after its `close()`.
+    pub fn hookup(&self, umem: bool) -> PyResult<Hookup> {
+        fn all<L: UmemPort + IrqSink + 'static>(link: Arc<L>, umem: bool) -> Hookup {
             Hookup {
                 resolver: link.clone(),
+                umem: umem.then(|| link.clone() as Arc<dyn UmemPort>),
                 irq_sink: link,
             }
         }
         match self {
-            Link::Embedded(socket) => Ok(both(socket.get().shared()?)),
+            Link::Embedded(socket) => Ok(all(socket.get().shared()?, umem)),
             Link::Kernel(node) => {
                 node.get().fileno()?;
-                Ok(both(node.get().0.get()?.clone()))
+                Ok(all(node.get().0.get()?.clone(), umem))
             }
         }
     }

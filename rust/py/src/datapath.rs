@@ -151,6 +151,7 @@ impl DataPath {
                 Event::Broken { queue, message } => ("broken", queue, message),
                 Event::Failed { queue, message } => ("failed", queue, message),
                 Event::Resized { size } => ("resized", 0, size.to_string()),
+                Event::Umem { message } => ("umem", 0, message),
                 Event::Connection { message } => ("connection", 0, message),
             })
             .collect())

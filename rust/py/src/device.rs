@@ -296,12 +296,14 @@ struct BlkDataPath(PerProcess<Arc<Disk>>);
 #[pymethods]
 impl BlkDataPath {
     #[new]
+    #[pyo3(signature = (pool, backend, resolver, limits, serial, umem = false))]
     fn new(
         pool: &Pool,
         backend: &Backend,
         resolver: Link<'_>,
         limits: HashMap<String, u64>,
         serial: Vec<u8>,
+        umem: bool,
     ) -> PyResult<PyClassInitializer<BlkDataPath>> {
         let (capacity, limits) = parse_limits(limits)?;
         let disk = Arc::new(Disk::new(
@@ -310,7 +312,7 @@ impl BlkDataPath {
             limits,
             &serial,
         ));
-        let path = vduse_device::DataPath::blk(pool.open()?, resolver.hookup()?, disk.clone())
+        let path = vduse_device::DataPath::blk(pool.open()?, resolver.hookup(umem)?, disk.clone())
             .map_err(error::errno)?;
         let base = DataPath::new(path, vec![pool.lease.clone(), backend.lease.clone()]);
         let disk = BlkDataPath(PerProcess::new(disk));

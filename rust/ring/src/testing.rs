@@ -5,7 +5,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use vduse_mem::{Entry, Iotlb, Iova, Perm, Pinned, Region, Resolver, View};
+use vduse_mem::{Backing, Entry, Iotlb, Iova, Perm, Pinned, Region, Resolver, View};
 
 /// Where the memory starts, as the device sees it.
 pub(crate) const BASE: u64 = 0x10_0000;
@@ -16,7 +16,7 @@ struct OneFile {
 }
 
 impl Resolver for OneFile {
-    fn resolve(&self, start: Iova, last: Iova) -> Result<(OwnedFd, Entry), Errno> {
+    fn resolve(&self, start: Iova, last: Iova) -> Result<(Backing, Entry), Errno> {
         let end = BASE + self.len - 1;
         if start.0 > end || last.0 < BASE {
             return Err(Errno::INVAL);
@@ -27,7 +27,7 @@ impl Resolver for OneFile {
             offset: 0,
             perm: Perm::Rw,
         };
-        Ok((fcntl_dupfd_cloexec(&self.fd, 0)?, entry))
+        Ok((fcntl_dupfd_cloexec(&self.fd, 0)?.into(), entry))
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use rustix::io::Errno;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use vduse_mem::{Entry, Resolver};
+use vduse_mem::{Backing, Entry, Resolver};
 
 #[test]
 fn what_is_used_goes_where_the_ring_is_now() {
@@ -48,7 +48,7 @@ struct Waiting {
 }
 
 impl Resolver for Waiting {
-    fn resolve(&self, start: Iova, last: Iova) -> Result<(OwnedFd, Entry), Errno> {
+    fn resolve(&self, start: Iova, last: Iova) -> Result<(Backing, Entry), Errno> {
         if self.first.swap(false, Relaxed) {
             self.entered.wait();
             self.go_on.wait();
@@ -79,6 +79,7 @@ fn a_start_that_a_reset_or_close_overtakes_does_not_run() {
         let hookup = Hookup {
             resolver: resolver.clone(),
             irq_sink: rig.guest.clone(),
+            umem: None,
         };
         let disk = Disk::new(memory(), DISK / 512, Limits::default(), b"");
         let path = DataPath::blk(&pool, hookup, Arc::new(disk)).unwrap();

@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use vduse_mem::{Access, Entry, Iotlb, Iova, Perm, Pieces, Resolver, View};
+use vduse_mem::{Access, Backing, Entry, Iotlb, Iova, Perm, Pieces, Resolver, View};
 use vduse_ring::{Areas, Chain, DeviceQueue, Layout, QueueState, Segment};
 
 /// The driver's memory, either kind.
@@ -47,7 +47,7 @@ impl Memory {
 }
 
 impl Resolver for Memory {
-    fn resolve(&self, start: Iova, last: Iova) -> Result<(OwnedFd, Entry), Errno> {
+    fn resolve(&self, start: Iova, last: Iova) -> Result<(Backing, Entry), Errno> {
         let (entries, fd) = match self {
             Memory::Domain(domain) => (domain.entries(), domain.as_fd()),
             Memory::Arena(arena) => {
@@ -62,7 +62,10 @@ impl Resolver for Memory {
         };
         let mut entries = entries.into_iter();
         let entry = entries.find(|entry| entry.start <= last && entry.last >= start);
-        Ok((fcntl_dupfd_cloexec(fd, 0)?, entry.ok_or(Errno::INVAL)?))
+        Ok((
+            fcntl_dupfd_cloexec(fd, 0)?.into(),
+            entry.ok_or(Errno::INVAL)?,
+        ))
     }
 }
 
