@@ -35,6 +35,7 @@ class ChildArguments:
     queue_size: int = 128
     packed: bool = False
     serial: str = ""
+    umem: bool = False
     layers: Sequence[str] = ()
     drain_timeout: float = 20.0
 

@@ -28,6 +28,7 @@ def local_blk(
     packed: bool = False,
     read_only: bool = False,
     serial: str = "",
+    umem: bool = False,
     drain_timeout: float = DRAIN_TIMEOUT,
     destroy: bool = False,
 ) -> Iterator[BlkDevice]:
@@ -53,6 +54,7 @@ def local_blk(
             packed=packed,
             read_only=read_only,
             serial=serial,
+            umem=umem,
             drain_timeout=drain_timeout,
         )
         device.start(control)

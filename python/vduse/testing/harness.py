@@ -53,6 +53,7 @@ class BlkSpec:
     read_only: bool = False
     direct: bool = False
     serial: str = ""
+    umem: bool = False
     #: As ``--layer`` spells them, from the backend upwards.
     layers: Sequence[str] = ()
 
@@ -82,6 +83,7 @@ class LocalDevice:
                     packed=spec.packed,
                     read_only=spec.read_only,
                     serial=spec.serial,
+                    umem=spec.umem,
                 )
             )
             self._exits = undo.pop_all()
@@ -234,6 +236,7 @@ def blk_stack(
     read_only: bool = False,
     direct: bool = False,
     serial: str = "",
+    umem: bool = False,
     layers: Sequence[str] = (),
     driver: BusDriver | None = "virtio_vdpa",
     where: Where = "process",
@@ -253,6 +256,7 @@ def blk_stack(
         read_only=read_only,
         direct=direct,
         serial=serial,
+        umem=umem,
         layers=layers,
     )
     framework = Framework(profile, bounce_size=bounce_size, msg_timeout=msg_timeout, tap=tap)

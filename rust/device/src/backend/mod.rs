@@ -9,6 +9,7 @@
 mod check;
 mod error;
 mod file;
+mod fixed;
 mod memory;
 mod null;
 mod observe;

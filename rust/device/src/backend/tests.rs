@@ -6,7 +6,7 @@ use super::{
 };
 use crate::mailbox::{Completer, Mail, Mailbox};
 use crate::testing::{Random, buffer};
-use crate::{Extent, Length, Offset};
+use crate::{Buffer, Extent, Length, Offset};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use vduse_mem::{Access, Backing, Entry, Iotlb, Iova, Perm, Pieces, Region, Resolver, View};
 
 /// A file that goes with the test, in a directory on disk (a memory file system may not have
 /// O_DIRECT).
@@ -420,6 +421,78 @@ fn one_writer_or_many_readers() {
     assert_eq!(refused(PLAIN), Some(Errno::AGAIN));
     drop((one, another));
     assert_eq!(refused(PLAIN), None);
+}
+
+/// An IOTLB that is one region of our own.
+struct Own(Arc<Region>);
+
+impl Resolver for Own {
+    fn resolve(&self, _: Iova, _: Iova) -> Result<(Backing, Entry), Errno> {
+        let entry = Entry {
+            start: Iova(0),
+            last: Iova(self.0.len() as u64 - 1),
+            offset: 0,
+            perm: Perm::Rw,
+        };
+        Ok((Backing::Own(self.0.clone()), entry))
+    }
+}
+
+/// Kilobytes of this process that are pinned.
+fn pinned() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmPin:"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1));
+    number.unwrap().parse().unwrap()
+}
+
+#[test]
+fn pages_of_our_own_are_pinned_once_and_for_as_long_as_a_queue_is_there() {
+    // No other test has anything pinned.
+    const KIB: u64 = 1024;
+    if let Err(errno) = io_uring_allowed() {
+        return eprintln!("skipped: io_uring is not allowed here ({errno})");
+    }
+    let scratch = Scratch::new("fixed", SIZE);
+    let direct = OpenOptions {
+        direct: true,
+        ..PLAIN
+    };
+    let backend = match scratch.open(direct) {
+        Ok(backend) => backend,
+        Err(error) => return eprintln!("skipped: no O_DIRECT here ({error})"),
+    };
+    let region = Region::own(KIB as usize * 1024).unwrap();
+    let mut view = View::new(Iotlb::new(Arc::new(Own(region.clone()))));
+    let mut bench = Bench::new(&backend);
+    let mut buffer = |at: u64, len: u32| {
+        let mut pieces = Pieces::new();
+        let access = Access::Write;
+        view.translate(Iova(at), len, access, &mut pieces).unwrap();
+        // SAFETY: translated by the view just now, for the stricter access.
+        unsafe { Buffer::pinned(pieces, view.pin()) }
+    };
+    let (from, to) = (buffer(0, 8192), buffer(65536, 8192));
+    from.write(&[0x5a; 8192]);
+    assert!(Arc::ptr_eq(from.own_region().unwrap(), &region));
+    let extent = extent(4096, 8192);
+    let write = Op::Write {
+        extent,
+        buffer: from,
+    };
+    bench.run(write).unwrap();
+    assert!([0, KIB].contains(&pinned()), "refused, or all of it");
+    let buffer = to.share();
+    bench.run(Op::Read { extent, buffer }).unwrap();
+    assert_eq!(to.to_vec(), [0x5a; 8192]);
+    assert!([0, KIB].contains(&pinned()), "once");
+    // The other queue of a device shares the place.
+    let other = backend.attach(&bench.local).unwrap();
+    bench.engine = other;
+    bench.run(Op::Read { extent, buffer: to }).unwrap();
+    assert!([0, KIB].contains(&pinned()));
+    bench.engine = Memory::new(512).unwrap().attach(&bench.local).unwrap();
+    assert_eq!(pinned(), 0);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! (seen on Linux 6.18).
 
 use super::file::{Direction, Image, Transfer};
+use super::fixed::{Fixed, FixedTable};
 use super::{Completion, Token};
 use crate::slab::Slab;
 use io_uring::{IoUring, opcode, squeue, types};
@@ -13,7 +14,9 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
+use vduse_mem::Region;
 
 /// Submissions collected before they are handed over.
 const SUBMISSIONS: u32 = 128;
@@ -33,6 +36,8 @@ struct Pending {
     image: Arc<Image>,
     /// `None`: a flush.
     transfer: Option<Transfer>,
+    /// Where all of the transfer's memory is registered.
+    fixed: Option<Rc<Fixed>>,
     in_kernel: bool,
     /// Not to be taken up again where it ended half way or was interrupted.
     is_cancelled: bool,
@@ -41,6 +46,7 @@ struct Pending {
 /// The ring and what is under way in it.
 pub struct Uring {
     ring: IoUring,
+    table: FixedTable,
     /// Signalled when completions, or the deferred work that makes them, come in.
     event: OwnedFd,
     /// Boxed: the kernel holds pointers to a transfer's iovecs until it is submitted.
@@ -72,6 +78,7 @@ impl Uring {
             .map_err(errno)?;
         Ok(Uring {
             ring,
+            table: FixedTable::default(),
             event,
             pending: Slab::new(),
             waiting: VecDeque::new(),
@@ -85,12 +92,30 @@ impl Uring {
         self.event.as_fd()
     }
 
-    /// Takes a transfer of `image`, or without one a flush.
-    pub(super) fn submit(&mut self, token: Token, image: Arc<Image>, transfer: Option<Transfer>) {
+    /// The region, registered with this ring; `None` where the kernel refuses that.
+    pub(super) fn register(&mut self, region: &Arc<Region>) -> Option<Rc<Fixed>> {
+        self.table.register(&self.ring, region)
+    }
+
+    /// Unpins registered regions that nobody uses any more.
+    pub(super) fn unregister_unused(&mut self) {
+        self.table.tidy(&self.ring);
+    }
+
+    /// Takes a transfer of `image`, or without one a flush. `fixed`: the region that holds all of
+    /// the transfer's memory, where it is registered.
+    pub(super) fn submit(
+        &mut self,
+        token: Token,
+        image: Arc<Image>,
+        transfer: Option<Transfer>,
+        fixed: Option<Rc<Fixed>>,
+    ) {
         let key = self.pending.insert(Box::new(Pending {
             token,
             image,
             transfer,
+            fixed,
             in_kernel: false,
             is_cancelled: false,
         }));
@@ -154,6 +179,7 @@ impl Uring {
     /// ended, without waiting. True if the kernel took not everything: try again soon.
     pub(crate) fn turn(&mut self, out: &mut Vec<Completion>) -> bool {
         self.end_cancelled(out);
+        self.unregister_unused();
         loop {
             self.fill();
             if self.in_kernel == 0 {
@@ -275,6 +301,19 @@ fn entry(pending: &Pending) -> squeue::Entry {
             .build();
     };
     let (iovecs, offset) = (transfer.iovecs(), transfer.offset());
+    if let (Some(fixed), [one]) = (&pending.fixed, iovecs)
+        && let Ok(len) = u32::try_from(one.iov_len)
+    {
+        let index = fixed.index();
+        return match transfer.direction() {
+            Direction::Read => opcode::ReadFixed::new(fd, one.iov_base.cast(), len, index)
+                .offset(offset)
+                .build(),
+            Direction::Write => opcode::WriteFixed::new(fd, one.iov_base.cast(), len, index)
+                .offset(offset)
+                .build(),
+        };
+    }
     match (transfer.direction(), iovecs) {
         (Direction::Read, [one]) if u32::try_from(one.iov_len).is_ok() => {
             opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32)

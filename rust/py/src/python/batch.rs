@@ -331,9 +331,12 @@ impl Batch {
                     continue;
                 }
                 slot.status = Status::Cancelling;
-                // A copy can be written to as long as anybody likes.
+                // A copy can be written to as long as anybody likes, and so can our own memory,
+                // which the driver does not have after the reset.
+                let is_ours = |buffer: &Buffer| buffer.own_region().is_some();
+                let is_safe = slot.copy.is_some() || slot.buffer.as_ref().is_none_or(is_ours);
                 let in_use = slot.exports > 0 || self.records.get().is_some();
-                if slot.copy.is_some() || slot.buffer.is_none() || !in_use {
+                if is_safe || !in_use {
                     self.end(state, index, Err(Errno::CANCELED));
                 }
             }

@@ -15,6 +15,7 @@ mod transfer;
 pub(super) use image::Image;
 pub(super) use transfer::{Direction, Transfer};
 
+use super::fixed::Fixed;
 use super::uring::{Uring, io_uring_allowed};
 use super::{
     Backend, Engine, Error, Info, Kind, Local, Notice, Observer, Observers, Op, Submitted, Token,
@@ -26,6 +27,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use threads::Threads;
+use vduse_mem::Region;
 
 /// Which engine is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +138,7 @@ impl Backend for File {
             threads: self.threads.clone(),
             completer: local.completer.clone(),
             uring,
+            registered: Registered::default(),
         }))
     }
 
@@ -168,11 +171,34 @@ struct FileEngine {
     threads: Threads,
     completer: Completer,
     uring: Option<Rc<RefCell<Uring>>>,
+    registered: Registered,
+}
+
+/// The region that was used last, and whether it could be registered.
+#[derive(Default)]
+struct Registered(Option<(Weak<Region>, Option<Rc<Fixed>>)>);
+
+impl Registered {
+    /// Its place in the ring; the kernel is asked once for each region.
+    fn get(&mut self, region: &Arc<Region>, uring: &mut Uring) -> Option<Rc<Fixed>> {
+        if let Some((last, fixed)) = &self.0
+            && std::ptr::eq(last.as_ptr(), Arc::as_ptr(region))
+        {
+            return fixed.clone();
+        }
+        self.0 = None;
+        let fixed = uring.register(region);
+        self.0 = Some((Arc::downgrade(region), fixed.clone()));
+        fixed
+    }
 }
 
 impl Drop for FileEngine {
     fn drop(&mut self) {
         self.image.detach();
+        if let (Some(uring), Some(_)) = (&self.uring, self.registered.0.take()) {
+            uring.borrow_mut().unregister_unused();
+        }
     }
 }
 
@@ -187,7 +213,9 @@ impl Engine for FileEngine {
             Op::Write { extent, buffer } => (Direction::Write, extent, buffer),
             Op::Flush if self.image.read_only => return Submitted::Done(Ok(())),
             Op::Flush => {
-                uring.borrow_mut().submit(token, self.image.clone(), None);
+                uring
+                    .borrow_mut()
+                    .submit(token, self.image.clone(), None, None);
                 return Submitted::Pending;
             }
             op => {
@@ -198,9 +226,15 @@ impl Engine for FileEngine {
         match Transfer::plan(direction, extent, buffer, self.image.alignment) {
             Ok(transfer) if transfer.is_done() => Submitted::Done(Ok(())),
             Ok(transfer) => {
-                uring
-                    .borrow_mut()
-                    .submit(token, self.image.clone(), Some(transfer));
+                let uring = &mut *uring.borrow_mut();
+                let fixed = match transfer.own_region() {
+                    // The page cache is copied to and from: nothing is pinned.
+                    Some(region) if self.image.alignment.is_some() => {
+                        self.registered.get(region, uring)
+                    }
+                    _ => None,
+                };
+                uring.submit(token, self.image.clone(), Some(transfer), fixed);
                 Submitted::Pending
             }
             Err(buffer) => {

@@ -133,7 +133,12 @@ fn a_cancelled_operation_that_came_half_way_is_not_taken_up_again() {
     let Ok(transfer) = Transfer::plan(Direction::Read, extent(0, 1024), buffer, None) else {
         unreachable!("without an alignment every transfer is planned");
     };
-    uring.submit(Token(7), Arc::new(Image::of_pipe(reader)), Some(transfer));
+    uring.submit(
+        Token(7),
+        Arc::new(Image::of_pipe(reader)),
+        Some(transfer),
+        None,
+    );
     let mut ends = Vec::new();
     uring.turn(&mut ends);
     rustix::io::write(&writer, &[1; 512]).unwrap();

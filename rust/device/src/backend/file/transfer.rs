@@ -6,6 +6,8 @@ use super::aligned::Aligned;
 use crate::{Buffer, Extent};
 use rustix::io::Errno;
 use smallvec::SmallVec;
+use std::sync::Arc;
+use vduse_mem::Region;
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +110,14 @@ impl Transfer {
             at: whole.offset().0,
             left: whole.len().0,
         })
+    }
+
+    /// The region of our own memory that all of it goes to or comes from, if there is one.
+    pub(super) fn own_region(&self) -> Option<&Arc<Region>> {
+        match self.copy {
+            Some(_) => None,
+            None => self.buffer.own_region(),
+        }
     }
 
     pub(in crate::backend) fn direction(&self) -> Direction {

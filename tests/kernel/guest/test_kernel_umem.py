@@ -1,0 +1,258 @@
+"""Pages of the program's own in place of the kernel's bounce pages (VDUSE_IOTLB_REG_UMEM)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.guest.bed import (
+    MIB,
+    errno_of,
+    eventually,
+    load_modules,
+    newest_api_version,
+    node_of,
+    on_the_bus,
+    read_direct,
+    rebind,
+    run,
+    set_msg_timeout,
+    write_direct,
+)
+from tests.kernel.guest.test_kernel_memory import NEVER_MAPPED, Seen, offer_a_request_in
+from vduse import _native
+from vduse.backends.python import IoBatch, IoRequest, PythonBackend
+from vduse.channel.kernel import KernelControl
+from vduse.control.abi import IovaUmem
+from vduse.devices.blk import BlkDevice
+from vduse.vdpa.drivers import BusDriver
+from vduse.vdpa.netlink import VdpaManagement
+
+RINGS = [pytest.param(False, id="split"), pytest.param(True, id="packed")]
+#: The kernel's bounce size.
+BOUNCE = 64 * MIB
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> Iterator[None]:
+    """The bounce pages of two devices may be pinned."""
+    load_modules()
+    limits = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (512 * MIB, resource.RLIM_INFINITY))
+    yield
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, limits)
+
+
+@pytest.fixture
+def control() -> Iterator[Seen]:
+    port = Seen()
+    yield port
+    port.close()
+
+
+@pytest.fixture
+def backend() -> Iterator[_native.Backend]:
+    backend = _native.Backend.memory(16 * MIB)
+    yield backend
+    backend.close()
+
+
+def pinned() -> int:
+    """Bytes of this process's memory that are pinned."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in status if line.startswith("VmPin:")]
+    return int(line.split()[1]) * 1024
+
+
+def write_and_read(path: str, length: int = 2 * MIB) -> None:
+    data = os.urandom(length)
+    write_direct(path, 4096, data)
+    assert read_direct(path, 4096, length) == data
+
+
+@pytest.mark.parametrize("packed", RINGS)
+def test_requests_go_through_own_pages(
+    control: Seen, backend: _native.Backend, packed: bool
+) -> None:
+    for version in range(newest_api_version() + 1):
+        control.close()
+        port = Seen()
+        device = BlkDevice(
+            "disk0", backend, queues=2, packed=packed, api_version=version, umem=True
+        )
+        with on_the_bus(device, port) as path:
+            write_and_read(path)
+            assert pinned() == BOUNCE
+            # Once a domain: nobody registers a second time.
+            again = IovaUmem(uaddr=0, iova=0, size=BOUNCE)
+            assert errno_of(port.channel.iotlb_reg_umem, again) == errno.EEXIST
+            write_and_read(path)
+        assert pinned() == 0
+        port.close()
+
+
+def test_own_pages_are_a_drivers_and_not_the_next_ones(
+    control: Seen, backend: _native.Backend
+) -> None:
+    with on_the_bus(BlkDevice("disk0", backend, umem=True), control) as path:
+        for _ in range(2):
+            write_and_read(path)
+            assert pinned() == BOUNCE
+            rebind("disk0", BusDriver.VHOST_VDPA)
+            assert pinned() == 0
+            path = rebind("disk0", BusDriver.VIRTIO_VDPA)
+
+
+def test_too_small_a_limit_is_told_and_does_no_harm(
+    control: Seen, backend: _native.Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 * MIB, limits[1]))
+    try:
+        with (
+            caplog.at_level(logging.WARNING),
+            on_the_bus(BlkDevice("disk0", backend, umem=True), control) as path,
+        ):
+            write_and_read(path)
+            assert pinned() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, limits)
+    [line] = [line for line in caplog.messages if "bounce pages" in line]
+    assert line.startswith("disk0: 64 MiB of own bounce pages refused: RLIMIT_MEMLOCK is 8 MiB")
+
+
+def test_a_page_that_the_driver_never_used_is_no_fault(
+    control: Seen, backend: _native.Backend
+) -> None:
+    """The kernel's own would be SIGBUS (test_bounce_page_never_mapped_ends_one_device). The
+    request is nonsense and refused, which only its driver sees."""
+    device = BlkDevice("disk0", backend, umem=True)
+    with on_the_bus(device, control) as path:
+        write_and_read(path)
+        before = device.stats()
+        assert before is not None
+        offer_a_request_in(NEVER_MAPPED, control)
+
+        def is_refused() -> bool:
+            stats = device.stats()
+            return stats is not None and stats["requests"] > before["requests"]
+
+        eventually(is_refused, "the request's end")
+        assert device.fault is None
+
+
+class Holding(PythonBackend):
+    """Zeroes; once it is to hold, it keeps the requests it gets, with their memory."""
+
+    size = 16 * MIB
+
+    def __init__(self) -> None:
+        self.is_holding = False
+        self.taken = threading.Event()
+        self.requests: list[IoRequest] = []
+        self.views: list[memoryview] = []
+
+    def submit(self, batch: IoBatch) -> None:
+        if not self.is_holding:
+            batch.complete()
+            return
+        for request in batch:
+            self.requests.append(request)
+            self.views.append(request.buffer)
+        self.taken.set()
+
+
+@pytest.mark.parametrize("end", ["reset", "close"])
+def test_what_ends_late_finds_no_drivers_memory(control: Seen, end: str) -> None:
+    """Neither the reset of a driver that leaves nor a close waits for such a request."""
+    disk = Holding()
+    device = BlkDevice("disk0", disk, umem=True, drain_timeout=1)
+    device.start(control)
+    with VdpaManagement() as vdpa:
+        vdpa.add("disk0")
+        path = node_of("disk0")
+        read_direct(path, 0, 4096)
+        disk.is_holding = True
+        reader = subprocess.Popen(
+            ["dd", f"if={path}", "of=/dev/null", "bs=4096", "count=1", "iflag=direct"],
+            stderr=subprocess.DEVNULL,
+        )
+        assert disk.taken.wait(30)
+        assert pinned() == BOUNCE
+        if end == "close":
+            device.close()
+            assert pinned() == 0
+            # Nobody is there for the driver's leaving.
+            set_msg_timeout("disk0", 1)
+        vdpa.delete("disk0")
+        assert reader.wait(30) != 0
+        assert pinned() == 0
+        for view in disk.views:
+            view[:] = b"\xee" * len(view)
+        if end == "close":
+            control.destroy_dev("disk0")
+        else:
+            assert device.ended is None
+            device.close(destroy=True)
+    disk.close()
+
+
+PROGRAM = """
+import resource, signal, sys
+from vduse import _native
+from vduse.channel.kernel import KernelControl
+from vduse.devices.blk import BlkDevice
+device = BlkDevice("disk0", _native.Backend.file(sys.argv[1]), umem=True)
+device.start(KernelControl())
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+def test_after_a_killed_program_another_serves(tmp_path: Path) -> None:
+    """The pages went with the program; the next one has its own."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(16 * MIB))
+    control = KernelControl()
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(image)], stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        with VdpaManagement() as vdpa:
+            vdpa.add("disk0")
+            write_direct(node_of("disk0"), 0, b"k" * 65536)
+            program.send_signal(signal.SIGKILL)
+            program.wait()
+            # The kernel resets the driver's side by itself once nobody answers.
+            set_msg_timeout("disk0", 1)
+            vdpa.delete("disk0")
+    control.destroy_dev("disk0")
+    backend = _native.Backend.file(str(image))
+    with on_the_bus(BlkDevice("disk0", backend, umem=True), control) as path:
+        assert read_direct(path, 0, 65536) == b"k" * 65536
+        assert pinned() == BOUNCE
+    control.close()
+    backend.close()
+
+
+def test_an_image_past_the_page_cache_is_registered_with_io_uring(control: Seen) -> None:
+    run("modprobe", "brd", "rd_nr=1", "rd_size=32768")
+    backend = _native.Backend.file("/dev/ram0", direct=True)
+    with on_the_bus(BlkDevice("disk0", backend, umem=True), control) as path:
+        write_and_read(path)
+        # Once for the kernel's VDUSE, once for the ring of the worker.
+        assert pinned() == 2 * BOUNCE
+    assert pinned() == 0
+    backend.close()
+    run("modprobe", "-r", "brd")
