@@ -91,7 +91,8 @@ def test_killed_device_takes_no_data_along(tmp_path: Path) -> None:
         writer = threading.Thread(target=stack.disk.pwrite, args=(data, 0))
         writer.start()
         while not has_umem(stack):  # the first write's pages
-            stack.kill_device()
+            time.sleep(0.001)
+        stack.kill_device()
         stack.replace_device()
         writer.join()
         assert has_umem(stack)

@@ -481,16 +481,19 @@ fn pages_of_our_own_are_pinned_once_and_for_as_long_as_a_queue_is_there() {
         buffer: from,
     };
     bench.run(write).unwrap();
-    assert!([0, KIB].contains(&pinned()), "refused, or all of it");
+    if pinned() == 0 {
+        return eprintln!("skipped: refused (RLIMIT_MEMLOCK), or this kernel does not count it");
+    }
+    assert_eq!(pinned(), KIB);
     let buffer = to.share();
     bench.run(Op::Read { extent, buffer }).unwrap();
     assert_eq!(to.to_vec(), [0x5a; 8192]);
-    assert!([0, KIB].contains(&pinned()), "once");
+    assert_eq!(pinned(), KIB, "once");
     // The other queue of a device shares the place.
     let other = backend.attach(&bench.local).unwrap();
     bench.engine = other;
     bench.run(Op::Read { extent, buffer: to }).unwrap();
-    assert!([0, KIB].contains(&pinned()));
+    assert_eq!(pinned(), KIB);
     bench.engine = Memory::new(512).unwrap().attach(&bench.local).unwrap();
     assert_eq!(pinned(), 0);
 }

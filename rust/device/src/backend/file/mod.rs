@@ -196,7 +196,8 @@ impl Registered {
 impl Drop for FileEngine {
     fn drop(&mut self) {
         self.image.detach();
-        if let (Some(uring), Some(_)) = (&self.uring, self.registered.0.take()) {
+        self.registered = Registered::default();
+        if let Some(uring) = &self.uring {
             uring.borrow_mut().unregister_unused();
         }
     }
