@@ -41,7 +41,8 @@ pub enum Kind {
     Direct,
     /// The engine copies out of guest memory only during `submit` and never writes there: what
     /// was read arrives in [`Completion::data`] and is copied when the request finishes. A
-    /// reset abandons what is in flight.
+    /// reset abandons what is in flight. Memory of our own ([`Buffer::own_region`]) needs no copy:
+    /// it may be used, either way, for as long as the operation takes.
     Detachable,
 }
 

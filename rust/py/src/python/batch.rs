@@ -331,12 +331,10 @@ impl Batch {
                     continue;
                 }
                 slot.status = Status::Cancelling;
-                // A copy can be written to as long as anybody likes, and so can our own memory,
-                // which the driver does not have after the reset.
-                let is_ours = |buffer: &Buffer| buffer.own_region().is_some();
-                let is_safe = slot.copy.is_some() || slot.buffer.as_ref().is_none_or(is_ours);
+                // A copy and memory of our own can be written to as long as anybody likes.
+                let is_drivers = |buffer: &Buffer| buffer.own_region().is_none();
                 let in_use = slot.exports > 0 || self.records.get().is_some();
-                if is_safe || !in_use {
+                if slot.copy.is_some() || !slot.buffer.as_ref().is_some_and(is_drivers) || !in_use {
                     self.end(state, index, Err(Errno::CANCELED));
                 }
             }
