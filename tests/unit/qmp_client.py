@@ -34,24 +34,24 @@ class QmpClient:
         assert isinstance(message, dict)
         return message
 
-    def execute(self, name: str, **arguments: Any) -> dict[str, Any]:
+    def execute(self, command: str, /, **arguments: Any) -> dict[str, Any]:
         """A command's answer; events that come before it are lost. ``_`` is ``-``."""
         dashed = {key.replace("_", "-"): value for key, value in arguments.items()}
-        request = {"execute": name, "arguments": dashed}
+        request = {"execute": command, "arguments": dashed}
         self.send(json.dumps(request).encode() + b"\n")
         while "event" in (message := self.answer()):
             pass
         return message
 
-    def call(self, name: str, **arguments: Any) -> Any:
+    def call(self, command: str, /, **arguments: Any) -> Any:
         """What a command returns."""
-        message = self.execute(name, **arguments)
+        message = self.execute(command, **arguments)
         assert "return" in message, message
         return message["return"]
 
-    def refusal(self, name: str, **arguments: Any) -> str:
+    def refusal(self, command: str, /, **arguments: Any) -> str:
         """An error's ``desc``."""
-        message = self.execute(name, **arguments)
+        message = self.execute(command, **arguments)
         assert message["error"]["class"] == "GenericError"
         desc = message["error"]["desc"]
         assert isinstance(desc, str)

@@ -30,17 +30,24 @@ OPTIONS = {
 def commands(store: Store, stop: Callable[[], None]) -> list[QmpCommand]:
     """``stop`` is called when quit was answered; it must not wait."""
     return [
-        QmpCommand("blockdev-add", "Adds a block node", store.blockdev_add, AnyBlockdev),
+        QmpCommand(
+            "blockdev-add", "Adds a block node: --blockdev", store.blockdev_add, AnyBlockdev
+        ),
         QmpCommand(
             "blockdev-del", "Removes a node that nothing uses", store.blockdev_del, NodeName
         ),
         QmpCommand(
             "block-export-add",
-            "Exports a node as a VDUSE device",
+            "Exports a node as a VDUSE device: --export",
             store.block_export_add,
             ExportOptions,
         ),
-        QmpCommand("block-export-del", "Ends an export", store.block_export_del, ExportDel),
+        QmpCommand(
+            "block-export-del",
+            "Ends an export; with mode=safe, the default, not while a driver uses it",
+            store.block_export_del,
+            ExportDel,
+        ),
         QmpCommand(
             "query-block-exports",
             "The exports",

@@ -45,13 +45,14 @@ class Daemon:
         self.quitting = threading.Event()
         self._interruptible = interruptible
         self._chardevs: dict[str, Chardev] = {}
+        self._pidfile: PidFile | None = None
         self._monitors: list[tuple[Chardev, MonitorOptions]] = []
         with ExitStack() as exits:
             self.store = Store(control, self._emit)
             rows = commands(self.store, self.quitting.set)
             self._table = CommandTable(rows)
             self._server = QmpServer(rows)
-            exits.callback(self._close_sockets)
+            exits.callback(self._end)
             exits.callback(self.store.close)
             for name, text in options:
                 try:
@@ -60,7 +61,7 @@ class Daemon:
                     raise OptionError(f"--{name} {text}: {error}") from error
             if pidfile is not None:
                 try:
-                    exits.callback(PidFile(pidfile).close)
+                    self._pidfile = PidFile(pidfile)
                 except QmpError as error:
                     raise OptionError(str(error)) from error
             for chardev, monitor in self._monitors:
@@ -105,7 +106,10 @@ class Daemon:
     def _emit(self, event: str, data: dict[str, Any]) -> None:
         self._server.emit(event, data)
 
-    def _close_sockets(self) -> None:
+    def _end(self) -> None:
+        """After everything else."""
         self._server.close()
         for chardev in self._chardevs.values():
             chardev.close()
+        if self._pidfile is not None:
+            self._pidfile.close()

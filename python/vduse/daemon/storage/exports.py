@@ -51,8 +51,7 @@ class Export:
         try:
             existed = self._device.start(control)
         except (OSError, ConfigMismatch, QueueError, ValueError) as error:
-            text = error.strerror if isinstance(error, OSError) else None
-            raise QmpError(f"VDUSE device '{name}': {text or error}") from error
+            raise QmpError(f"VDUSE device '{name}': {_reason(error)}") from error
         if existed:
             log.info("%s: taken over from a daemon that is no more", name)
         node.users.add(self.id)
@@ -95,6 +94,12 @@ def _device_name(options: ExportOptions) -> str:
     if options.vduse_id is not None:
         raise ArgumentError("Parameters 'name' and 'vduse-id' are mutually exclusive")
     return options.name
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EBUSY:
+        return "another program serves it: stop that one, or use another name"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _spelled(text: str) -> str:

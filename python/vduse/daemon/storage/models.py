@@ -151,8 +151,8 @@ class CacheInfo(Model, frozen=True, kw_only=True):
     no_flush: bool = False
 
 
-class NodeInfo(Model, frozen=True, kw_only=True):
-    """BlockDeviceInfo."""
+class NodeInfo(Model, frozen=True, kw_only=True, rename={"node_name": "node-name"}):
+    """BlockDeviceInfo, whose names are older than QMP's dashes."""
 
     node_name: str
     drv: str

@@ -29,6 +29,8 @@ from vduse.daemon.storage.models import (
 _SECTOR = 512
 #: QEMU's name of Linux AIO; here io_uring does what it is asked for, where it can be had.
 _ENGINES = {"native": "auto", "io_uring": "io_uring", "threads": "threads"}
+#: What auto-read-only is for.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_RESIZE = "Image format driver does not support resize"
 
 
@@ -267,13 +269,15 @@ def _open_file(options: FileOptions | HostDeviceOptions) -> _native.Backend:
         )
 
     try:
-        return open_backend(read_only)
+        try:
+            return open_backend(read_only)
+        except OSError as error:
+            if not options.auto_read_only or error.errno not in _NOT_WRITABLE:
+                raise
+            return open_backend(True)
     except OSError as error:
-        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        if read_only or not (options.auto_read_only and refused):
-            text = error.strerror or str(error)
-            raise QmpError(f"Could not open '{options.filename}': {text}") from None
-    return open_backend(True)
+        text = error.strerror or str(error)
+        raise QmpError(f"Could not open '{options.filename}': {text}") from None
 
 
 def _stat(path: str) -> os.stat_result:

@@ -64,7 +64,7 @@ class Store:
                 self._check_name(name)
             if len(set(names)) < len(names):
                 raise QmpError(f"Duplicate nodes with node-name='{names[0]}'")
-            for node in _said(lambda: open_nodes(options, self._node)):
+            for node in _said(lambda: open_nodes(options, lambda name: self._node(name, name))):
                 self._nodes[node.name] = node
 
     def blockdev_del(self, arguments: NodeName) -> None:
@@ -113,9 +113,15 @@ class Store:
             if size % _SECTOR:
                 raise QmpError(f"Parameter 'size' expects a multiple of {_SECTOR}")
             _said(lambda: node.resize(size))
+            failed = []
             for export in self._exports.values():
                 if export.node.backend is node.backend:
-                    _said(export.device.resize)
+                    try:
+                        export.device.resize()
+                    except (OSError, DeviceError) as error:
+                        failed.append(f"export '{export.id}' does not hear of it: {error}")
+            if failed:
+                raise QmpError("; ".join(failed))
 
     def query_block_exports(self, _: object) -> list[ExportInfo]:
         """All exports."""
