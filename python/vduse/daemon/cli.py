@@ -10,12 +10,14 @@ from typing import Any, NoReturn
 
 from vduse.control.spelling import did_you_mean
 from vduse.daemon.errors import UserError
-from vduse.daemon.table import Command, Param
+from vduse.daemon.table import Command, Group, Param
 
 #: Characters of an example that its purpose follows in the same line.
 _EXAMPLE_WIDTH = 42
 
-Table = Sequence[Command[Any, Any]]
+Table = Sequence[Command[Any, Any] | Group]
+
+_HELP = ("-h", "--help")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +52,7 @@ class _InOrder(argparse.Action):
 
 def parse(table: Table, argv: Sequence[str]) -> Invocation:
     """UserError for what the table does not have; SystemExit(0) after ``--help``."""
-    by_name = {command.name: command for command in table}
-    name, *rest = argv
-    command = by_name.get(name)
-    if command is None and name.startswith("-"):
-        raise UserError(f"a command comes first, then '{name}' (vduse --help lists them)")
-    if command is None:
-        raise UserError(
-            f"unknown command '{name}'{did_you_mean(name, by_name)} (vduse --help lists them)"
-        )
+    command, rest = _find(table, argv, "vduse")
     parser = command_parser(command)
     values, unknown = parser.parse_known_args(rest)
     if unknown:
@@ -72,6 +66,39 @@ def parse(table: Table, argv: Sequence[str]) -> Invocation:
     json, verbosity = given.pop("json"), given.pop("verbose")
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     return Invocation(command, command.options(**given), json, verbosity)
+
+
+def overview_asked(table: Table, argv: Sequence[str]) -> str | None:
+    """The help that a command line without a command asks for, the table's or a group's; None:
+    there is a command, or what should be one."""
+    if not argv or argv[0] in _HELP:
+        return overview(table)
+    group = _by_name(table).get(argv[0])
+    if isinstance(group, Group) and (len(argv) == 1 or argv[1] in _HELP):
+        return _group_overview(group)
+    return None
+
+
+def _find(
+    table: Table, argv: Sequence[str], program: str
+) -> tuple[Command[Any, Any], Sequence[str]]:
+    """The command that ``argv`` begins with, and what follows."""
+    name, *rest = argv
+    by_name = _by_name(table)
+    how = f"({program} --help lists them)"
+    if name not in by_name and name.startswith("-"):
+        raise UserError(f"a command comes first, then '{name}' {how}")
+    if name not in by_name:
+        raise UserError(f"unknown command '{name}'{did_you_mean(name, by_name)} {how}")
+    found = by_name[name]
+    if isinstance(found, Group):
+        return _find(found.commands, rest, f"{program} {name}")
+    return found, rest
+
+
+def _by_name(table: Table) -> dict[str, Command[Any, Any] | Group]:
+    """By the last word: the one that is typed."""
+    return {entry.name.split()[-1]: entry for entry in table}
 
 
 def command_parser(command: Command[Any, Any]) -> argparse.ArgumentParser:
@@ -113,12 +140,26 @@ def _example(line: str, what: str) -> str:
     return f"  {line:{_EXAMPLE_WIDTH}}{space}{what}"
 
 
+def _group_overview(group: Group) -> str:
+    """What ``vduse GROUP`` prints."""
+    width = max(len(command.name) for command in group.commands)
+    rows = "\n".join(f"  vduse {c.name:{width}}  {c.help}" for c in group.commands)
+    first = "\n".join(_example(line, what) for line, what in group.examples)
+    return (
+        f"{group.description}\n\ncommands:\n{rows}\n\nexamples:\n{first}\n\n"
+        f"vduse {group.name} COMMAND --help shows a command's options.\n"
+    )
+
+
 def _add(parser: argparse.ArgumentParser, name: str, param: Param, default: Any) -> None:
     flag = "--" + name.replace("_", "-")
     if param.kind == "flag":
         parser.add_argument(flag, action="store_true", help=param.help)
         return
     parse = _shown(param.parse)
+    if param.kind == "required":
+        parser.add_argument(name, type=parse, metavar=param.metavar, help=param.help)
+        return
     if param.kind == "argument":
         parser.add_argument(
             name, nargs="?", default=default, type=parse, metavar=param.metavar, help=param.help

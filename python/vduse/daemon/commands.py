@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vduse.control.spelling import did_you_mean
-from vduse.control.units import parse_number, parse_size
+from vduse.control.units import parse_size
+from vduse.daemon.dev.commands import DEV
 from vduse.daemon.table import (
     Command,
     Context,
+    Group,
     argument,
     flag,
     option,
@@ -18,6 +18,7 @@ from vduse.daemon.table import (
     ordered,
     repeatable,
 )
+from vduse.daemon.values import DRIVERS, mode, one_of, power_of_two, whole
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -26,48 +27,6 @@ if TYPE_CHECKING:
     from vduse.daemon.demo.report import Report
     from vduse.daemon.doctor import Diagnosis
     from vduse.daemon.storage.serve import Facts as StorageFacts
-
-#: The drivers of a vDPA bus, the kernel's and ours.
-DRIVERS = ("virtio_vdpa", "vhost_vdpa")
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if (number := parse_number(text)) is None or not low <= number <= high:
-            raise ValueError(f"'{text}' is not a whole number from {low} to {high}")
-        return number
-
-    return parse
-
-
-def _power_of_two(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        number = parse_number(text)
-        if number is None or not low <= number <= high or number & (number - 1):
-            raise ValueError(f"'{text}' is not a power of two from {low} to {high}")
-        return number
-
-    return parse
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            known = ", ".join(words)
-            raise ValueError(f"'{text}' is none of {known}{did_you_mean(text, words)}")
-        return text
-
-    return parse
-
-
-def _mode(text: str) -> int:
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o777:
-        raise ValueError(f"'{text}' is not a file mode: use 0600 to 0777, for example 0660")
-    return mode
 
 
 @dataclass(frozen=True)
@@ -84,9 +43,9 @@ class BlkOptions:
         parse=parse_size,
     )
     name: str = option("disk0", "name of the device, and of the export", metavar="N")
-    queues: int = option("1", "virtqueues", metavar="N", parse=_whole(1, 64))
+    queues: int = option("1", "virtqueues", metavar="N", parse=whole(1, 64))
     queue_size: int = option(
-        "256", "entries of a virtqueue", metavar="N", parse=_power_of_two(4, 32768)
+        "256", "entries of a virtqueue", metavar="N", parse=power_of_two(4, 32768)
     )
     packed: bool = flag("packed virtqueues instead of split ones")
     read_only: bool = flag("offer the disk read-only")
@@ -101,17 +60,17 @@ class BlkOptions:
         "kernel: a /dev/vdX; embedded: this process alone, with --nbd; auto: embedded with --nbd, "
         "else the kernel",
         metavar="WAY",
-        parse=_one_of("auto", "kernel", "embedded"),
+        parse=one_of("auto", "kernel", "embedded"),
     )
     driver: str = option(
         "virtio_vdpa",
         "of the kernel's bus: virtio_vdpa for a /dev/vdX, vhost_vdpa for a /dev/vhost-vdpa-N",
         metavar="DRIVER",
-        parse=_one_of(*DRIVERS),
+        parse=one_of(*DRIVERS),
     )
     nbd: str | None = optional("serve NBD at this unix socket", metavar="SOCKET")
     nbd_mode: int = option(
-        "0600", "who may connect: mode of the socket", metavar="MODE", parse=_mode
+        "0600", "who may connect: mode of the socket", metavar="MODE", parse=mode
     )
 
 
@@ -130,9 +89,9 @@ class DemoOptions:
         metavar="SIZE",
         parse=parse_size,
     )
-    queues: int = option("1", "virtqueues", metavar="N", parse=_whole(1, 64))
+    queues: int = option("1", "virtqueues", metavar="N", parse=whole(1, 64))
     queue_size: int = option(
-        "256", "entries of a virtqueue", metavar="N", parse=_power_of_two(4, 32768)
+        "256", "entries of a virtqueue", metavar="N", parse=power_of_two(4, 32768)
     )
     packed: bool = flag("packed virtqueues instead of split ones")
     read_only: bool = flag("offer the disk read-only; a new image is filled beforehand")
@@ -207,7 +166,7 @@ def _show_storage_daemon(facts: StorageFacts, context: Context) -> None:
     show(facts, context)
 
 
-TABLE: tuple[Command[Any, Any], ...] = (
+TABLE: tuple[Command[Any, Any] | Group, ...] = (
     Command(
         name="blk",
         help="Serve a disk, as a /dev/vdX or over NBD, until stopped",
@@ -252,6 +211,7 @@ TABLE: tuple[Command[Any, Any], ...] = (
         run=_demo,
         show=_show_demo,
     ),
+    DEV,
     Command(
         name="doctor",
         help="What this host can do, and what is missing for the rest",

@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        _print(cli.overview(TABLE))
+    if (overview := cli.overview_asked(TABLE, arguments)) is not None:
+        _print(overview)
         return 0
     if arguments[0] == "--version":
         _print(f"vduse {importlib.metadata.version('vduse')}\n")

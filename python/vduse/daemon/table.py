@@ -38,7 +38,7 @@ class Param:
     """How one option is given. ``parse`` turns its text into the field's value; its ValueError
     is shown to the person as it is."""
 
-    kind: Literal["argument", "option", "flag", "repeatable", "ordered"]
+    kind: Literal["argument", "required", "option", "flag", "repeatable", "ordered"]
     help: str
     parse: Callable[[str], Any] = str
     metavar: str | None = None
@@ -53,6 +53,11 @@ def argument(help: str, *, metavar: str, parse: Callable[[str], Any] = str) -> A
     return dataclasses.field(
         default=None, metadata={"param": Param("argument", help, parse, metavar)}
     )
+
+
+def required(help: str, *, metavar: str, parse: Callable[[str], Any] = str) -> Any:
+    """A positional argument that must be there."""
+    return dataclasses.field(metadata={"param": Param("required", help, parse, metavar)})
 
 
 def option(default: str, help: str, *, metavar: str, parse: Callable[[str], Any] = str) -> Any:
@@ -91,6 +96,7 @@ def flag(help: str) -> Any:
 class Command(Generic[Options, Facts]):
     """One row of the table."""
 
+    #: One word; a group's command has the group's before it.
     name: str
     #: One line, for the list of commands.
     help: str
@@ -108,3 +114,19 @@ class Command(Generic[Options, Facts]):
         """The options by field name, in the order of declaration."""
         fields = dataclasses.fields(self.options)
         return {field.name: field.metadata["param"] for field in fields}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row of the table with commands of its own."""
+
+    name: str
+    #: One line, for the list of commands.
+    help: str
+    description: str
+    commands: tuple[Command[Any, Any], ...]
+
+    @property
+    def examples(self) -> tuple[tuple[str, str], ...]:
+        """The first one of each command."""
+        return tuple(command.examples[0] for command in self.commands)

@@ -1,0 +1,76 @@
+"""Values of options, from their text. ValueError says to the person what is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from vduse.control.spelling import did_you_mean
+from vduse.control.units import parse_number
+
+#: The drivers of a vDPA bus, the kernel's and ours.
+DRIVERS = ("virtio_vdpa", "vhost_vdpa")
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """From ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        if (number := parse_number(text)) is None or not low <= number <= high:
+            raise ValueError(f"'{text}' is not a whole number from {low} to {high}")
+        return number
+
+    return parse
+
+
+def power_of_two(low: int, high: int) -> Callable[[str], int]:
+    """From ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        number = parse_number(text)
+        if number is None or not low <= number <= high or number & (number - 1):
+            raise ValueError(f"'{text}' is not a power of two from {low} to {high}")
+        return number
+
+    return parse
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """One of these, as it is."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            known = ", ".join(words)
+            raise ValueError(f"'{text}' is none of {known}{did_you_mean(text, words)}")
+        return text
+
+    return parse
+
+
+def mode(text: str) -> int:
+    """A file mode, octal."""
+    try:
+        number = int(text, 8)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 0o777:
+        raise ValueError(f"'{text}' is not a file mode: use 0600 to 0777, for example 0660")
+    return number
+
+
+def number(text: str) -> int:
+    """Decimal, or hexadecimal after 0x."""
+    try:
+        found = int(text, 0)
+    except ValueError:
+        found = -1
+    if not 0 <= found < 1 << 64:
+        raise ValueError(f"'{text}' is not a number of 64 bits, for example 0x300000000")
+    return found
+
+
+def mac_address(text: str) -> str:
+    """Six bytes."""
+    if re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text) is None:
+        raise ValueError(f"'{text}' is not a MAC address, for example 52:54:00:12:34:56")
+    return text
