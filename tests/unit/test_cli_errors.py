@@ -43,6 +43,33 @@ DEMO_HELP = "(vduse demo --help shows how)"
             f"argument --queue-size: 'two' is not a power of two from 4 to 32768 {DEMO_HELP}",
         ),
         (
+            "dev lst",
+            "unknown command 'lst', did you mean 'list'? (vduse dev --help lists them)",
+        ),
+        (
+            "dev --qmp s list",
+            "a command comes first, then '--qmp' (vduse dev --help lists them)",
+        ),
+        (
+            "dev del",
+            "the following arguments are required: NAME (vduse dev del --help shows how)",
+        ),
+        (
+            "dev bind disk0 vhost",
+            "argument DRIVER: 'vhost' is none of virtio_vdpa, vhost_vdpa, did you mean "
+            "'vhost_vdpa'? (vduse dev bind --help shows how)",
+        ),
+        (
+            "dev add d --mac 52:54",
+            "argument --mac: '52:54' is not a MAC address, for example 52:54:00:12:34:56 "
+            "(vduse dev add --help shows how)",
+        ),
+        (
+            "dev add d --features x",
+            "argument --features: 'x' is not a number of 64 bits, for example 0x300000000 "
+            "(vduse dev add --help shows how)",
+        ),
+        (
             "doctor --jsn",
             "unknown option '--jsn', did you mean '--json'? (vduse doctor --help shows how)",
         ),

@@ -69,6 +69,10 @@ class BlkOptions:
         parse=one_of(*DRIVERS),
     )
     nbd: str | None = optional("serve NBD at this unix socket", metavar="SOCKET")
+    qmp: str | None = optional(
+        "with --nbd: serve the bus in this process by QMP, for vduse dev --qmp SOCKET",
+        metavar="SOCKET",
+    )
     nbd_mode: int = option(
         "0600", "who may connect: mode of the socket", metavar="MODE", parse=mode
     )

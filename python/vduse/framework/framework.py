@@ -118,6 +118,11 @@ class Framework:
         return self._bus
 
     @property
+    def device_ids(self) -> frozenset[int]:
+        """Virtio device ids that CREATE_DEV takes."""
+        return self._profile.device_ids
+
+    @property
     def shrinker(self) -> Shrinker:
         """Reclaim on command, and its metrics."""
         return self._shrinker

@@ -28,9 +28,11 @@ def choose(options: BlkOptions) -> Way:
     """The way that the options ask for. UserError: they contradict each other."""
     if options.via == "kernel" and options.nbd is not None:
         raise UserError("NBD is the embedded framework's: leave out --nbd, or --via kernel")
+    if options.via == "kernel" and options.qmp is not None:
+        raise UserError("--qmp is for --nbd; vduse dev knows the kernel's bus by itself")
     if options.via == "kernel":
         return Way("kernel", "asked for by --via")
-    if options.nbd is None and options.via == "embedded":
+    if options.nbd is None and (options.via == "embedded" or options.qmp is not None):
         raise UserError("say where to serve: --nbd SOCKET")
     if options.nbd is None:
         return Way("kernel", "its VDUSE is usable here; --nbd SOCKET does without", chosen=True)
@@ -53,7 +55,9 @@ def open_attachment(way: Way, options: BlkOptions, backend: str) -> Attachment:
     from vduse.daemon.blk.embedded import EmbeddedAttachment
 
     assert options.nbd is not None  # of choose
-    return EmbeddedAttachment(options.nbd, mode=options.nbd_mode, description=backend)
+    return EmbeddedAttachment(
+        options.nbd, mode=options.nbd_mode, description=backend, qmp=options.qmp
+    )
 
 
 @contextmanager

@@ -135,7 +135,7 @@ DEV = Group(
             help="All about a device: driver, node, features, config space, statistics",
             description=(
                 "What vdpa dev show, dev config show and dev vstats show tell. The kernel has no\n"
-                "statistics of VDUSE devices: on SIGUSR1 the program that serves one prints its own."
+                "statistics of VDUSE devices: on SIGUSR1 a device's program prints its own."
             ),
             examples=(
                 ("vduse dev show disk0", "one device"),
@@ -166,8 +166,8 @@ DEV = Group(
             help="Take a device off the bus",
             description=(
                 "As vdpa dev del. Takes CAP_NET_ADMIN. Refused while somebody uses the disk. A\n"
-                "device of VDUSE that no program serves is destroyed, too: nothing is left then of\n"
-                "what a killed program had."
+                "device of VDUSE that no program serves is destroyed, too: nothing is left then\n"
+                "of what a killed program had."
             ),
             examples=(
                 ("vduse dev del disk0", "off the bus"),

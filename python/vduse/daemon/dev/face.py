@@ -46,6 +46,8 @@ class Details:
     program: str | None
     #: Feature bits that the driver chose, by name; None before FEATURES_OK.
     features: tuple[str, ...] | None
+    #: Feature bits that it offers, by name.
+    offered: tuple[str, ...]
     #: Of the config space: ``blk_cfg_capacity`` (sectors of 512)...
     config: Mapping[str, int | str]
     #: Of each virtqueue, by name; empty: see ``no_statistics``.

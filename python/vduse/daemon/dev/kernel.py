@@ -59,7 +59,7 @@ class KernelFace:
         if name not in self._bus.names() and name in _created():
             device = Device(name, on_bus=False)
             note = f"not on the bus: vduse dev add {name}"
-            return Details(device, _program(name), None, {}, no_statistics=note)
+            return Details(device, _program(name), None, (), {}, no_statistics=note)
         return read("show", name, lambda: _management(lambda vdpa: self._details(vdpa, name)))
 
     def add(
@@ -150,6 +150,8 @@ class KernelFace:
     def _details(self, vdpa: VdpaManagement, name: str) -> Details:
         found = vdpa.device(name)
         config = vdpa.config(name)
+        fields = dict(config.fields)
+        offered = int(fields.pop("features", 0))
         chosen = config.negotiated_features
         statistics, why = [], ""
         try:
@@ -160,7 +162,8 @@ class KernelFace:
             device=self._device(found),
             program=_program(name),
             features=None if chosen is None else feature_names(chosen, found.device_id),
-            config=config.fields,
+            offered=feature_names(offered, found.device_id),
+            config=fields,
             statistics=tuple(statistics),
             no_statistics=why,
         )

@@ -42,10 +42,9 @@ def _show_listing(listing: Listing, out: Console) -> None:
 
 
 def _row(device: Device) -> tuple[str, ...]:
-    if not device.on_bus:
-        return (device.name, "-", "-", "not on the bus", "-", "-")
-    queues = f"{device.max_vqs} of {device.max_vq_size}"
-    cells = (device.name, device.type, device.driver, device.node, queues, device.management)
+    queues = f"{device.max_vqs} of {device.max_vq_size}" if device.max_vqs else None
+    node = device.node if device.on_bus else "not on the bus"
+    cells = (device.name, device.type, device.driver, node, queues, device.management)
     return tuple(cell or "-" for cell in cells)
 
 
@@ -65,8 +64,11 @@ def _show_details(details: Details, out: Console) -> None:
     _print(out, f"  served by {details.program or 'no program that is to be seen from here'}")
     if details.features is not None:
         _print(out, f"  features: {' '.join(details.features)}")
+    if unused := [name for name in details.offered if name not in (details.features or ())]:
+        _print(out, f"  offered, not taken: {' '.join(unused)}")
     for name, value in details.config.items():
-        size = f" ({format_size(int(value) * _SECTOR)})" if name == "blk_cfg_capacity" else ""
+        is_capacity = name == "blk_cfg_capacity"
+        size = f" sectors ({format_size(int(value) * _SECTOR)})" if is_capacity else ""
         _print(out, f"  {name}: {value}{size}")
     for queue, counters in enumerate(details.statistics):
         counted = ", ".join(f"{name} {value}" for name, value in counters.items())
