@@ -18,7 +18,7 @@ from tests.kernel.guest.bed import (
     run,
     write_direct,
 )
-from tests.kernel.guest.command import NOTHING, blk, left, refusal, refusal_of_user, vduse
+from tests.kernel.guest.command import NOTHING, Blk, blk, left, refusal, vduse
 from tests.kernel.guest.ordinary import NOBODY, open_the_checkout
 from vduse.vdpa.drivers import BusDriver, VdpaBus
 
@@ -145,16 +145,23 @@ def test_left_over_that_is_off_the_bus_is_made_anew(image: Path) -> None:
 
 
 def test_what_an_ordinary_user_is_told() -> None:
-    text = refusal_of_user(NOBODY, "blk", "memory", "--size", "1M")
+    text = error_of_user("memory", "--size", "1M")
     assert text.startswith("disk0: /dev/vduse/control: Permission denied: run as root")
     assert text.endswith(". Without the kernel: --nbd SOCKET")
     os.chmod("/dev/vduse/control", 0o666)
     try:
-        text = refusal_of_user(NOBODY, "blk", "memory", "--size", "1M", "--via", "kernel")
+        text = error_of_user("memory", "--size", "1M", "--via", "kernel")
     finally:
         os.chmod("/dev/vduse/control", 0o600)
     assert text.startswith("disk0: /dev/vduse/disk0: Permission denied")
     assert left() == NOTHING
+
+
+def error_of_user(*arguments: str) -> str:
+    with Blk(*arguments, user=NOBODY).process as process:
+        out, err = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    return err.removeprefix("vduse: error: ").rstrip("\n")
 
 
 def test_missing_driver_module_is_named(image: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -129,26 +130,11 @@ class QmpFace:
         """UserError: nobody serves ``path``, or not this."""
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX)
-        try:
-            self._socket.settimeout(_GREETING_TIMEOUT)
-            self._socket.connect(path)
-            self._lines = self._socket.makefile("rb")
-            if "QMP" not in self._message():
-                raise UserError(f"{path}: not QMP")
-            self._execute("qmp_capabilities")
-        except TimeoutError:
-            self._socket.close()
-            raise UserError(f"{path}: does not answer: another QMP client has it") from None
-        except OSError as error:
-            self._socket.close()
-            why = _ADVICE.get(error.errno or 0, error.strerror)
-            raise UserError(
-                f"{path}: {why}; vduse blk IMAGE --nbd SOCKET --qmp {path} serves one"
-            ) from None
-        except BaseException:
-            self._socket.close()
-            raise
-        self._socket.settimeout(_ANSWER_TIMEOUT)
+        self._lines = self._socket.makefile("rb")
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._connect()
+            undo.pop_all()
 
     def list(self) -> Listing:
         """query-vdpa."""
@@ -183,6 +169,23 @@ class QmpFace:
         """Ends the connection."""
         self._lines.close()
         self._socket.close()
+
+    def _connect(self) -> None:
+        path = self._path
+        self._socket.settimeout(_GREETING_TIMEOUT)
+        try:
+            self._socket.connect(path)
+            if "QMP" not in self._message():
+                raise UserError(f"{path}: not QMP")
+            self._execute("qmp_capabilities")
+        except TimeoutError:
+            raise UserError(f"{path}: does not answer: another QMP client has it") from None
+        except OSError as error:
+            why = _ADVICE.get(error.errno or 0, error.strerror)
+            raise UserError(
+                f"{path}: {why}; vduse blk IMAGE --nbd SOCKET --qmp {path} serves one"
+            ) from None
+        self._socket.settimeout(_ANSWER_TIMEOUT)
 
     def _ask(self, model: type[T], command: str, **arguments: Any) -> T:
         try:

@@ -1,0 +1,66 @@
+"""Which way `vduse blk` takes, and what it says where that way is closed."""
+
+from __future__ import annotations
+
+import pytest
+
+from vduse.daemon.blk.choose import Way, choose, other_way
+from vduse.daemon.commands import BlkOptions
+from vduse.daemon.dev.errors import KernelRefused
+from vduse.daemon.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("options", "via", "chosen"),
+    [
+        (BlkOptions("null"), "kernel", True),
+        (BlkOptions("null", driver="vhost_vdpa"), "kernel", True),
+        (BlkOptions("null", via="kernel"), "kernel", False),
+        (BlkOptions("null", nbd="s"), "embedded", True),
+        (BlkOptions("null", nbd="s", qmp="q"), "embedded", True),
+        (BlkOptions("null", nbd="s", via="embedded"), "embedded", False),
+    ],
+)
+def test_choice_and_its_reason(options: BlkOptions, via: str, chosen: bool) -> None:
+    way = choose(options)
+    assert (way.via, way.chosen) == (via, chosen)
+    assert way.why == "asked for by --via" if not chosen else "--nbd" in way.why
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (BlkOptions("null", via="embedded"), "say where to serve: --nbd SOCKET"),
+        (BlkOptions("null", qmp="q"), "say where to serve: --nbd SOCKET"),
+        (
+            BlkOptions("null", via="kernel", nbd="s"),
+            "NBD is the embedded framework's: leave out --nbd, or --via kernel",
+        ),
+        (
+            BlkOptions("null", via="kernel", qmp="q"),
+            "--qmp is for --nbd; vduse dev knows the kernel's bus by itself",
+        ),
+        (
+            BlkOptions("null", nbd="s", driver="vhost_vdpa"),
+            "NBD needs --driver virtio_vdpa; vhost_vdpa is for --via kernel",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other(options: BlkOptions, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        choose(options)
+    assert str(refused.value) == message
+
+
+def test_kernels_refusal_of_a_chosen_way_names_the_other() -> None:
+    with pytest.raises(KernelRefused) as refused, other_way(Way("kernel", "", chosen=True)):
+        raise KernelRefused("no module: modprobe vduse")
+    assert str(refused.value) == "no module: modprobe vduse. Without the kernel: --nbd SOCKET"
+
+
+@pytest.mark.parametrize("error", [KernelRefused("no module"), UserError("no such image")])
+def test_other_refusals_stay_as_they_are(error: UserError) -> None:
+    chosen = not isinstance(error, KernelRefused)
+    with pytest.raises(UserError) as refused, other_way(Way("kernel", "", chosen=chosen)):
+        raise error
+    assert refused.value is error
