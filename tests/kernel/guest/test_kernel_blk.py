@@ -153,7 +153,7 @@ def test_what_an_ordinary_user_is_told() -> None:
         text = error_of_user("memory", "--size", "1M", "--via", "kernel")
     finally:
         os.chmod("/dev/vduse/control", 0o600)
-    assert text.startswith("disk0: /dev/vduse/disk0: Permission denied")
+    assert text.startswith("/dev/vduse/disk0: Permission denied: run as root")
     assert left() == NOTHING
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import TypeVar
 
 from vduse.channel.kernel import KernelControl
@@ -108,7 +107,7 @@ class KernelFace:
 
     def bind(self, name: str, driver: str, *, force: bool) -> Changed:
         """Writes the driver's ``bind``; a driver that has it already keeps it."""
-        with explained("bind", name):
+        with explained("show", name):
             current = self._bus.driver(name)
         note = None
         if current != driver:
@@ -211,7 +210,8 @@ def _types(vdpa: VdpaManagement) -> tuple[Management, ...]:
 
 def _created() -> list[str]:
     """Devices of VDUSE."""
-    return sorted(path.name for path in CLASS.iterdir()) if Path(CLASS).is_dir() else []
+    names = {path.name for path in CLASS.iterdir()} if CLASS.is_dir() else set()
+    return sorted(names - {"control"})
 
 
 def _program(name: str) -> str | None:
