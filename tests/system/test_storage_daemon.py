@@ -298,7 +298,7 @@ def test_options_that_fail_leave_nothing_behind(host: Host) -> None:
         ),
         (
             "--blockdev=file,filename=IMAGE,node-name=a,cache.drect=on",
-            "Parameter 'cache.drect' is unexpected, did you mean 'direct'?",
+            "Parameter 'cache.drect' is unexpected, did you mean 'cache.direct'?",
         ),
         (
             "--blockdev=file,filename=IMAGE,node-name=a,cache=on",

@@ -36,8 +36,9 @@ def convert(raw: Any, model: Any, *, strings: bool = False, path: str = "") -> A
     for key in raw:
         if key not in fields and key != tag:
             known = [*fields, tag] if tag else list(fields)
-            hint = did_you_mean(key, known)
-            raise ArgumentError(f"Parameter '{_join(path, key)}' is unexpected{hint}")
+            where = _join(path, key)
+            hint = did_you_mean(where, [_join(path, name) for name in known])
+            raise ArgumentError(f"Parameter '{where}' is unexpected{hint}")
     values = {}
     for key, field in fields.items():
         if key in raw:
