@@ -76,8 +76,8 @@ def access(path: str) -> tuple[str, str, int]:
 
 
 def use(image: Path, pid: int, uid: int) -> Iterator[None]:
-    """Root's part while process ``pid`` serves: attach, I/O; a resize between the two steps of
-    the generator; detach."""
+    """Root's part while process ``pid`` serves, in two steps: attach, I/O; then the image has
+    another size, the program is to look, and root sees it and detaches."""
     with VdpaManagement() as vdpa:
         vdpa.add("disk0")
         path = node_of("disk0")
@@ -155,6 +155,7 @@ def test_udev_rule_gives_vhost_vdpa_to_virtual_machines(installed: pwd.struct_pa
     backend.close()
 
 
+@pytest.mark.timeout(400)  # it starts four of our programs, one after the other
 @pytest.mark.needs("udevadm", "systemctl")
 def test_service_serves_without_capabilities(installed: pwd.struct_passwd) -> None:
     """vduse@.service under systemd: start, I/O, crash, restart, stop."""
