@@ -1,0 +1,209 @@
+"""A live driver's next program: the record that it goes on from, and the messages that waited."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.guest.bed import (
+    MIB,
+    InThread,
+    eventually,
+    load_modules,
+    node_of,
+    read_direct,
+    write_direct,
+)
+from vduse import _native
+from vduse.channel.inflight_header import InflightHeader
+from vduse.channel.kernel import KernelChannel, KernelControl
+from vduse.control.abi import DevRequest, DevResponse, SetStatus
+from vduse.device.queues import QueueError
+from vduse.devices.blk import BlkDevice
+from vduse.vdpa.drivers import VdpaBus
+from vduse.vdpa.netlink import VdpaManagement
+
+RECORD = Path("/run/vduse/disk0.inflight")
+QUEUES, QUEUE_SIZE = 2, 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> None:
+    load_modules()
+
+
+@pytest.fixture
+def control() -> Iterator[KernelControl]:
+    port = KernelControl()
+    yield port
+    port.close()
+
+
+@pytest.fixture
+def disk(control: KernelControl) -> Iterator[Callable[[], BlkDevice]]:
+    """Another program's device of the same disk; the last one is taken off the bus."""
+    backend = _native.Backend.memory(16 * MIB)
+    made: list[BlkDevice] = []
+
+    def make() -> BlkDevice:
+        made.append(BlkDevice("disk0", backend, queues=QUEUES, queue_size=QUEUE_SIZE))
+        return made[-1]
+
+    yield make
+    with VdpaManagement() as vdpa:
+        if "disk0" in VdpaBus().names():
+            vdpa.delete("disk0")
+    made[-1].close(destroy=True)
+    backend.close()
+
+
+def add(vdpa: VdpaManagement) -> None:
+    vdpa.add("disk0")
+
+
+def delete(vdpa: VdpaManagement) -> None:
+    vdpa.delete("disk0")
+
+
+@contextmanager
+def program(control: KernelControl) -> Iterator[KernelChannel]:
+    """One that serves by hand until it is killed: its node closes, and that is all."""
+    channel = control.open("disk0")
+    try:
+        yield channel
+    finally:
+        channel.close()
+
+
+def next_message(channel: KernelChannel) -> DevRequest:
+    return eventually(channel.receive, "a message")
+
+
+def works(data: bytes) -> None:
+    node = node_of("disk0")
+    write_direct(node, MIB, data)
+    assert read_direct(node, MIB, len(data)) == data
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def changed(**fields: object) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        records, header = data[: -InflightHeader.SIZE], data[-InflightHeader.SIZE :]
+        changed = replace(InflightHeader.unpack(header), **fields)  # type: ignore[arg-type]  # by name
+        return records + changed.pack()
+
+    return change
+
+
+DOUBTFUL: dict[str, Callable[[bytes], bytes]] = {
+    "made before the last boot": changed(boot=bytes(16)),
+    "of another device that had this name": changed(device=1),
+    "the driver's features were 0x1": changed(features=1),
+    "wrong checksum": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "a truncated one": lambda data: data[:-64],
+    "no in-flight record": lambda data: bytes(len(data)),
+}
+
+
+def test_doubtful_record_is_ignored_with_a_log_line(
+    control: KernelControl, disk: Callable[[], BlkDevice], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nothing is taken over then; with the record as it was, everything is."""
+    device = disk()
+    device.start(control)
+    with VdpaManagement() as vdpa:
+        vdpa.add("disk0")
+    works(b"1" * 4096)
+    device.close()
+    right = RECORD.read_bytes()
+    for why, spoil in DOUBTFUL.items():
+        RECORD.write_bytes(spoil(right))
+        caplog.clear()
+        with pytest.raises(QueueError, match="no in-flight record says"):
+            disk().start(control)
+        assert "in-flight record ignored" in caplog.text
+        assert why in caplog.text
+    RECORD.write_bytes(right)
+    assert disk().start(control)
+    works(b"2" * 4096)
+
+
+def test_record_of_a_device_that_was_destroyed_is_ignored(
+    control: KernelControl, disk: Callable[[], BlkDevice], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By another program, which did not know of the record."""
+    device = disk()
+    device.start(control)
+    with VdpaManagement() as vdpa:
+        vdpa.add("disk0")
+        vdpa.delete("disk0")
+    left = RECORD.read_bytes()
+    device.close(destroy=True)
+    assert not RECORD.exists()
+    RECORD.write_bytes(left)
+    RECORD.chmod(0o600)
+    again = disk()
+    assert not again.start(control)
+    with VdpaManagement() as vdpa:
+        vdpa.add("disk0")
+    assert "of another device that had this name" in caplog.text
+    works(b"3" * 4096)
+    again.close()
+    assert disk().start(control)
+    works(b"4" * 4096)
+
+
+# --- messages that nobody answered ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("armed", [False, True], ids=["before its queues ran", "with queues"])
+def test_killed_at_driver_ok(
+    control: KernelControl, disk: Callable[[], BlkDevice], armed: bool
+) -> None:
+    device = disk()
+    device.start(control)
+    device.close()
+    with program(control) as channel:
+        adding = InThread(add)
+        while (request := next_message(channel)).message != SetStatus(0xF):
+            if request.message == SetStatus(0):
+                channel.clear_inflight()
+            channel.respond(DevResponse(request.request_id))
+        if armed:
+            features = channel.dev_get_features()
+            size = QUEUES * _native.BlkDataPath.inflight_size(QUEUE_SIZE, features)
+            fd = channel.get_inflight_fd(size, features, fresh=True)
+            assert fd is not None
+            os.close(fd)
+    assert disk().start(control)
+    assert adding.result() is None
+    works(b"5" * 4096)
+
+
+@pytest.mark.parametrize("cleared", [False, True], ids=["before", "after clearing its record"])
+def test_killed_at_a_reset(
+    control: KernelControl, disk: Callable[[], BlkDevice], cleared: bool
+) -> None:
+    device = disk()
+    device.start(control)
+    with VdpaManagement() as vdpa:
+        vdpa.add("disk0")
+    works(b"6" * 4096)
+    device.close()
+    with program(control) as channel:
+        deleting = InThread(delete)
+        assert next_message(channel).message == SetStatus(0)
+        if cleared:
+            channel.clear_inflight()
+    assert disk().start(control)
+    assert deleting.result() is None
+    with VdpaManagement() as vdpa:
+        vdpa.add("disk0")
+    works(b"7" * 4096)
