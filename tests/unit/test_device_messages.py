@@ -490,6 +490,23 @@ def test_taking_over_from_one_that_was_answering_a_reset(
     assert rig.path.running == {0}
 
 
+def test_messages_that_the_last_program_left_unanswered(rigs: Callable[..., Rig]) -> None:
+    """The framework sends them again, to a device that has taken over already."""
+    rig = rigs(existing=True)
+    rig.channel.features = FEATURES
+    rig.channel.set_up(0)
+    rig.channel.driver_ok = True
+    rig.path.position = (7,)
+    for message in (UpdateIotlb(0, 0xFFFF), GetVqState(0), SetStatus(0xF), SetStatus(0)):
+        rig.channel.send(message)
+    rig.device.start(rig.control)
+    answers = [rig.channel.answer() for _ in range(4)]
+    assert [answer.result for answer in answers] == [OK] * 4
+    assert rig.path.invalidated == [(0, 0xFFFF)]
+    assert decode_vq_state(answers[1].vq_state, False) == (7,)
+    assert rig.channel.inflight_calls == [(FEATURES, False), None]
+
+
 def test_driver_ok_begins_new_records_and_a_takeover_goes_on_from_them(
     rigs: Callable[..., Rig],
 ) -> None:
