@@ -1,7 +1,8 @@
 //! Memory registered with an io_uring (IORING_REGISTER_BUFFERS): its pages are pinned once, not
 //! once a request. For memory of our own alone: what the framework gave us it may take back.
 
-use io_uring::IoUring;
+use super::file::Direction;
+use io_uring::{IoUring, Probe, opcode, squeue, types};
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -13,14 +14,41 @@ const SLOTS: u32 = 256;
 /// A registered region, until the last owner goes.
 pub(super) struct Fixed {
     index: u16,
+    /// The kernel takes several pieces at once (Linux 6.15).
+    takes_vectors: bool,
     region: Arc<Region>,
     freed: Rc<RefCell<Vec<u16>>>,
 }
 
 impl Fixed {
-    /// Its place in the ring's table.
-    pub(super) fn index(&self) -> u16 {
-        self.index
+    /// A read or write of registered memory; `None` where it has more pieces than the kernel takes.
+    pub(super) fn entry(
+        &self,
+        fd: types::Fd,
+        direction: Direction,
+        iovecs: &[libc::iovec],
+        offset: u64,
+    ) -> Option<squeue::Entry> {
+        if let [one] = iovecs {
+            let (base, len) = (one.iov_base, u32::try_from(one.iov_len).ok()?);
+            return Some(match direction {
+                Direction::Read => opcode::ReadFixed::new(fd, base.cast(), len, self.index)
+                    .offset(offset)
+                    .build(),
+                Direction::Write => opcode::WriteFixed::new(fd, base.cast(), len, self.index)
+                    .offset(offset)
+                    .build(),
+            });
+        }
+        let (base, len) = (iovecs.as_ptr(), iovecs.len() as u32); // UIO_MAXIOV at most
+        self.takes_vectors.then(|| match direction {
+            Direction::Read => opcode::ReadvFixed::new(fd, base, len, self.index)
+                .offset(offset)
+                .build(),
+            Direction::Write => opcode::WritevFixed::new(fd, base, len, self.index)
+                .offset(offset)
+                .build(),
+        })
     }
 }
 
@@ -35,6 +63,7 @@ impl Drop for Fixed {
 pub(super) struct FixedTable {
     /// Empty until the first registration.
     slots: Vec<Weak<Fixed>>,
+    takes_vectors: bool,
     /// Without owners, and registered still.
     freed: Rc<RefCell<Vec<u16>>>,
 }
@@ -53,6 +82,7 @@ impl FixedTable {
         if self.slots.is_empty() {
             ring.submitter().register_buffers_sparse(SLOTS).ok()?;
             self.slots.resize_with(SLOTS as usize, Weak::new);
+            self.takes_vectors = takes_vectors(ring);
         }
         let place = self.slots.iter().position(|it| it.strong_count() == 0)?;
         let index = place as u16; // below SLOTS
@@ -63,6 +93,7 @@ impl FixedTable {
         update(ring, index, memory).ok()?;
         let fixed = Rc::new(Fixed {
             index,
+            takes_vectors: self.takes_vectors,
             region: region.clone(),
             freed: self.freed.clone(),
         });
@@ -81,6 +112,13 @@ impl FixedTable {
             let _ = update(ring, index, nothing);
         }
     }
+}
+
+fn takes_vectors(ring: &IoUring) -> bool {
+    let mut probe = Probe::new();
+    let both = [opcode::ReadvFixed::CODE, opcode::WritevFixed::CODE];
+    let is_known = ring.submitter().register_probe(&mut probe).is_ok();
+    is_known && both.iter().all(|&code| probe.is_supported(code))
 }
 
 fn update(ring: &IoUring, index: u16, memory: libc::iovec) -> std::io::Result<()> {

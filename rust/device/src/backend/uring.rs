@@ -301,18 +301,11 @@ fn entry(pending: &Pending) -> squeue::Entry {
             .build();
     };
     let (iovecs, offset) = (transfer.iovecs(), transfer.offset());
-    if let (Some(fixed), [one]) = (&pending.fixed, iovecs)
-        && let Ok(len) = u32::try_from(one.iov_len)
+    let fixed = pending.fixed.as_ref();
+    if let Some(entry) =
+        fixed.and_then(|fixed| fixed.entry(fd, transfer.direction(), iovecs, offset))
     {
-        let index = fixed.index();
-        return match transfer.direction() {
-            Direction::Read => opcode::ReadFixed::new(fd, one.iov_base.cast(), len, index)
-                .offset(offset)
-                .build(),
-            Direction::Write => opcode::WriteFixed::new(fd, one.iov_base.cast(), len, index)
-                .offset(offset)
-                .build(),
-        };
+        return entry;
     }
     match (transfer.direction(), iovecs) {
         (Direction::Read, [one]) if u32::try_from(one.iov_len).is_ok() => {
