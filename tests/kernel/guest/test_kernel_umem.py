@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
+import mmap
 import os
 import resource
 import signal
@@ -109,6 +111,24 @@ def test_own_pages_are_a_drivers_and_not_the_next_ones(
             path = rebind("disk0", BusDriver.VIRTIO_VDPA)
 
 
+def test_the_kernel_itself_keeps_a_registration_over_a_reset(
+    control: Seen, backend: _native.Backend
+) -> None:
+    """Why the device gives it back by itself."""
+    pages = mmap.mmap(-1, BOUNCE)
+    address = ctypes.c_char.from_buffer(pages)
+    umem = IovaUmem(uaddr=ctypes.addressof(address), iova=0, size=BOUNCE)
+    with on_the_bus(BlkDevice("disk0", backend), control) as path:
+        read_direct(path, 0, 4096)
+        control.channel.iotlb_reg_umem(umem)
+        rebind("disk0", BusDriver.VHOST_VDPA)
+        assert pinned() == BOUNCE
+        control.channel.iotlb_dereg_umem(umem)
+        assert pinned() == 0
+    del address
+    pages.close()
+
+
 def test_too_small_a_limit_is_told_and_does_no_harm(
     control: Seen, backend: _native.Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,4 +232,3 @@ def test_a_disk_past_the_page_cache(control: Seen) -> None:
         assert pinned() >= BOUNCE
     assert pinned() == 0
     backend.close()
-    run("modprobe", "-r", "brd")
