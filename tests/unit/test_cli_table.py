@@ -61,7 +61,7 @@ def test_every_option_of_the_demo() -> None:
 def test_every_option_of_blk() -> None:
     line = (
         "blk --layer delay,read=1ms null --size 4k --name d --queues 2 --queue-size 8 --packed "
-        "--read-only --direct --layer read-only --nbd s.sock --nbd-mode 660 --qmp q.sock "
+        "--read-only --direct --umem --layer read-only --nbd s.sock --nbd-mode 660 --qmp q.sock "
         "--via embedded --driver vhost_vdpa"
     )
     assert cli.parse(TABLE, line.split()).options == BlkOptions(
@@ -73,6 +73,7 @@ def test_every_option_of_blk() -> None:
         packed=True,
         read_only=True,
         direct=True,
+        umem=True,
         layer=("delay,read=1ms", "read-only"),
         nbd="s.sock",
         nbd_mode=0o660,

@@ -50,6 +50,7 @@ class BlkOptions:
     packed: bool = flag("packed virtqueues instead of split ones")
     read_only: bool = flag("offer the disk read-only")
     direct: bool = flag("bypass the page cache (O_DIRECT)")
+    umem: bool = flag("bounce pages of this program's own, pinned (docs/kernel.md)")
     layer: tuple[str, ...] = repeatable(
         "a layer on the backend, as in throttle,iops=1000; each goes on the one before "
         "(docs/layers.md)",

@@ -138,6 +138,7 @@ class Service:
             queue_size=options.queue_size,
             packed=options.packed,
             read_only=options.read_only,
+            umem=options.umem,
         )
         is_kernel = self._way.via == "kernel"
         try:
