@@ -18,7 +18,7 @@ SYSTEM_DEPS := e2fsprogs qemu-utils g++ fio nbdkit nbdkit-plugin-python libnbd-b
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test kernel check bench soak asan loom fuzz build system-deps clean
+.PHONY: help demo test test-long kernel check bench soak asan loom fuzz build system-deps clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ ifeq ($(strip $(ARGS)),)
 endif
 	$(call say,pytest)
 	@pytest $(ARGS)
+
+test-long: build ## The tests that take minutes each [ARGS="-k name"]
+	@pytest -m long $(ARGS)
 
 kernel: build ## A command as root on another kernel, in QEMU [ARGS="--kernel 6.12 -- COMMAND"]
 	@python -m tests.kernel $(ARGS)

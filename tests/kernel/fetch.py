@@ -1,4 +1,4 @@
-"""Debian's kernel packages, by name through apt, unpacked into the checkout's cache.
+"""Debian's packages, by name through apt, unpacked into the checkout's cache: the kernels.
 
 Nothing is installed and no root is needed: apt keeps its state in the cache too.
 """
@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ CACHE = Path(__file__).parents[2] / ".cache" / "kernels"
 SUITES = {"6.12": "trixie", "7.2": "sid"}
 #: Packages of one kernel: the image; from 7.2 on it is in two others.
 _STEMS = ("image", "binary", "modules")
-#: Bytes that fetching one kernel takes for a while: the packages, their contents and apt's lists.
+#: Bytes that fetching takes for a while: the packages, their contents and apt's lists.
 _SPACE = 400 << 20
 
 
@@ -61,13 +61,25 @@ def kernel(version: str) -> Kernel:
     """
     if platform.machine() != "x86_64":
         raise BedError(f"kernels are fetched for x86_64 only, this is {platform.machine()}")
-    place = CACHE / version
+    return Kernel(fetched(version, lambda folder: _fetch(version, folder)))
+
+
+def fetched(name: str, fetch: Callable[[Path], Path]) -> Path:
+    """What the cache has by a name; else what ``fetch`` makes in the folder that it is given.
+
+    Raises:
+        BedError: of ``fetch``, or there is too little space for it.
+    """
+    place = CACHE / name
     CACHE.mkdir(parents=True, exist_ok=True)
     with _locked(CACHE / "lock"):
         if not place.is_dir():
+            free = shutil.disk_usage(CACHE).free
+            if free < _SPACE:
+                raise BedError(f"{CACHE}: {free >> 20} MiB free, {_SPACE >> 20} MiB needed")
             with TemporaryDirectory(dir=CACHE, prefix="fetch-") as folder:
-                _fetch(version, Path(folder)).rename(place)
-    return Kernel(place)
+                fetch(Path(folder)).rename(place)
+    return place
 
 
 @contextmanager
@@ -93,38 +105,47 @@ def newest(names: list[str], version: str) -> str:
 
 def _fetch(version: str, folder: Path) -> Path:
     """Gets and unpacks the packages in ``folder``; returns their root."""
-    for program in ("apt-get", "apt-cache", "dpkg-deb", "depmod"):
-        if find_program(program) is None:
-            raise BedError(f"needs {program}: kernels come as Debian packages, through apt")
-    free = shutil.disk_usage(folder).free
-    if free < _SPACE:
-        raise BedError(f"{CACHE}: {free >> 20} MiB free, {_SPACE >> 20} MiB needed for a kernel")
-    apt = _Apt(folder, SUITES[version])
+    need("apt-cache", "depmod")
+    apt = Apt(folder, (SUITES[version],))
     names = apt.run("apt-cache", "pkgnames", "linux-").split()
     release = newest(names, version)
     packages = [name for stem in _STEMS if (name := f"linux-{stem}-{release}") in names]
     apt.run("apt-get", "-qq", "download", *packages)
-    root = folder / "root"
-    for package in sorted(folder.glob("*.deb")):
-        _run("dpkg-deb", "-x", str(package), str(root))
+    root = unpack(folder, folder / "root")
     # Where depmod looks depends on how it was built: in lib/modules or in usr/lib/modules.
     (root / "lib").symlink_to("usr/lib")
     _run(find_program("depmod") or "depmod", "-b", str(root), release)
     return root
 
 
-class _Apt:
-    """apt with this machine's configuration, but its own sources, lists and packages."""
+def need(*programs: str) -> None:
+    """BedError where one of the ``programs`` is missing, or one that everything here takes."""
+    for program in ("apt-get", "dpkg-deb", *programs):
+        if find_program(program) is None:
+            raise BedError(f"needs {program}: what the bed runs comes as Debian packages, by apt")
 
-    def __init__(self, folder: Path, suite: str) -> None:
+
+def unpack(folder: Path, root: Path) -> Path:
+    """Unpacks the packages in ``folder`` below ``root``, and returns that."""
+    for package in sorted(folder.glob("*.deb")):
+        _run("dpkg-deb", "-x", str(package), str(root))
+    return root
+
+
+class Apt:
+    """apt with this machine's configuration, but its own sources, lists and packages.
+
+    ``suites``: of Debian. ``status``: dpkg's list of what is installed; nothing is, if None.
+    """
+
+    def __init__(self, folder: Path, suites: Sequence[str], status: Path | None = None) -> None:
         self._folder = folder
-        codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "stable")
         try:
-            archive = debian_archive(read_sources(Path("/etc/apt")), codename)
+            archive = debian_archive(read_sources(Path("/etc/apt")), codename())
         except AptError as why:
             raise BedError(str(why)) from None
         sources = folder / "debian.sources"
-        sources.write_text(sources_for(archive, suite))
+        sources.write_text(sources_for(archive, " ".join(suites)))
         (folder / "lists" / "partial").mkdir(parents=True)
         (folder / "archives" / "partial").mkdir(parents=True)
         (folder / "status").touch()
@@ -135,7 +156,7 @@ class _Apt:
             "Dir::Etc::PreferencesParts": "/dev/null",
             "Dir::State": folder,
             "Dir::State::Lists": folder / "lists",
-            "Dir::State::Status": folder / "status",
+            "Dir::State::Status": status or folder / "status",
             "Dir::Cache": folder,
             "APT::Update::Error-Mode": "any",
             # The cache may lie where apt's own user cannot go.
@@ -149,6 +170,11 @@ class _Apt:
     def run(self, program: str, *args: str) -> str:
         """Runs an apt program in the folder; returns what it printed."""
         return _run(program, *self._options, *args, folder=self._folder)
+
+
+def codename() -> str:
+    """This machine's Debian release."""
+    return platform.freedesktop_os_release().get("VERSION_CODENAME", "stable")
 
 
 def _run(*argv: str, folder: Path | None = None) -> str:

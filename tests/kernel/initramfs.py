@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lzma
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.kernel.fetch import BedError
@@ -16,8 +16,11 @@ _DIRECTORIES = ("bin", "dev", "modules", "proc", "sys", "lower", "upper", "new")
 _INIT = Path(__file__).parent / "boot" / "init"
 
 
-def initramfs(modules: Path, busybox: Path) -> bytes:
-    """The archive: init(8) is boot/init, ``modules`` a /lib/modules/RELEASE that depmod indexed.
+def initramfs(
+    modules: Path, busybox: Path, load: Sequence[str] = _MODULES, init: Path = _INIT
+) -> bytes:
+    """The archive: ``init`` is process 1, with busybox and the modules to ``load``, in this order,
+    with those that they need. ``modules``: a /lib/modules/RELEASE that depmod indexed.
 
     Raises:
         BedError: busybox is not static, or a module is compressed in an unknown way.
@@ -31,14 +34,14 @@ def initramfs(modules: Path, busybox: Path) -> bytes:
     if b"/ld-linux" in program[:4096]:
         raise BedError(f"{busybox} is not static: {SYSTEM_DEPS}")
     archive.add("bin/busybox", stat.S_IFREG | 0o755, program)
-    archive.add("init", stat.S_IFREG | 0o755, _INIT.read_bytes())
-    for number, path in enumerate(load_order((modules / "modules.dep").read_text())):
+    archive.add("init", stat.S_IFREG | 0o755, init.read_bytes())
+    for number, path in enumerate(load_order((modules / "modules.dep").read_text(), load)):
         name = f"modules/{number:02}-{Path(path).name.removesuffix('.xz')}"
         archive.add(name, stat.S_IFREG | 0o644, _uncompressed(modules / path))
     return archive.finish()
 
 
-def load_order(modules_dep: str) -> list[str]:
+def load_order(modules_dep: str, names: Sequence[str] = _MODULES) -> list[str]:
     """Paths of the modules to load, what each needs before it. Built-in ones are left out."""
     needs: dict[str, list[str]] = {}
     for line in modules_dep.splitlines():
@@ -53,7 +56,7 @@ def load_order(modules_dep: str) -> list[str]:
         if path not in order:
             order.append(path)
 
-    for name in _MODULES:
+    for name in names:
         if name in by_name:
             load(by_name[name])
     return order

@@ -143,8 +143,8 @@ class MessageHandler:
         self._queues.drain_kick(index)
         if self._state is not DeviceState.LIVE or self._fault is not None:
             return
-        info = self._queues.info(index)
-        if not info.ready:
+        info = self._queues.set_up(index)
+        if info is None:
             return
         # The data path watches it from now on; the two must not share.
         self._host.unwatch_kick(index)
@@ -208,8 +208,8 @@ class MessageHandler:
 
     def _start_ready(self) -> None:
         for index in range(len(self._queues)):
-            info = self._queues.info(index)
-            if info.ready:
+            info = self._queues.set_up(index)
+            if info is not None:
                 self._queues.start(info)
             else:
                 self._host.watch_kick(index)

@@ -91,12 +91,18 @@ class Queues:
         """VDUSE_VQ_GET_INFO."""
         return self._channel.vq_get_info(index)
 
+    def set_up(self, index: int) -> VqInfo | None:
+        """What the driver made of a queue; None: it does not use it. QEMU's vhost-vdpa devices make
+        every queue ready, also those that their guest has given no size: firmware uses one."""
+        info = self.info(index)
+        return info if info.ready and info.num else None
+
     def running(self, index: int) -> bool:
         """Whether the data path serves it."""
         return self._data_path.queue_running(index)
 
     def start(self, info: VqInfo) -> None:
-        """Starts a ready queue. QueueError: the driver set it up wrongly; OSError from the
+        """Starts a queue that is set up. QueueError: the driver did so wrongly; OSError from the
         channel."""
         index = info.index
         if not 0 < info.num <= self._spec.queue_sizes[index]:

@@ -160,6 +160,7 @@ def run_vhost_vdpa(
     The device is reset before and after. Its program is another process: the kernel holds this
     one's memory map while it waits for the answer to UPDATE_IOTLB.
 
-    ``queue_size``: at most the device's own."""
+    ``queue_size``: at most the device's own. Packed rings do not work: the crate starts them with
+    wrap counters of 0, so that the device sees no request."""
     result = _native.load_virtio_driver(node, asdict(spec), packed, queues, queue_size, event_idx)
     return Report.from_native(result)
