@@ -161,6 +161,17 @@ def test_driver_ok_starts_the_ready_queues_only(rig: Rig) -> None:
     assert started.inflight_offset == 64 + 16 * 8
 
 
+def test_ready_queue_without_a_size_is_not_in_use(rig: Rig) -> None:
+    """QEMU makes every queue ready, though its guest's firmware has set up one."""
+    rig.device.start(rig.control)
+    rig.channel.set_up(1, num=0)
+    rig.probe(0)
+    assert rig.path.running == {0}
+    rig.channel.set_up(1)
+    os.eventfd_write(rig.channel.kickfds[1], 1)
+    rig.path.wait_running(0, 1)
+
+
 def test_packed_queue_starts_from_packed_state(rig: Rig) -> None:
     rig.device.start(rig.control)
     position = encode_vq_state((5, 1, 4, 1))
@@ -194,14 +205,13 @@ def test_illegal_status_is_refused_and_changes_nothing(rig: Rig) -> None:
     assert rig.path.running == {0}
 
 
-@pytest.mark.parametrize("num", [0, 9])
-def test_driver_ok_is_refused_for_a_queue_larger_than_offered(rig: Rig, num: int) -> None:
+def test_driver_ok_is_refused_for_a_queue_larger_than_offered(rig: Rig) -> None:
     rig.device.start(rig.control)
     rig.channel.features = FEATURES
     for status in (1, 3, 0xB):
         rig.channel.ask(SetStatus(status))
     rig.channel.set_up(0)
-    rig.channel.set_up(1, num=num)
+    rig.channel.set_up(1, num=9)
     assert rig.channel.ask(SetStatus(0xF)).result == FAILED
     assert rig.path.running == set()
     rig.channel.reset()

@@ -105,8 +105,8 @@ class Queues:
         """Starts a queue that is set up. QueueError: the driver did so wrongly; OSError from the
         channel."""
         index = info.index
-        if not 0 < info.num <= self._spec.queue_sizes[index]:
-            most = self._spec.queue_sizes[index]
+        most = self._spec.queue_sizes[index]
+        if info.num > most:
             raise QueueError(f"virtqueue {index}: size {info.num}, at most {most}")
         state = self._position(info)
         record = None if self._record is None else (self._record, index * self._record_stride)
