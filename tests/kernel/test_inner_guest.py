@@ -12,7 +12,7 @@ import pytest
 from tests.kernel.fetch import SUITES, BedError, kernel
 from tests.kernel.initramfs import initramfs
 from tests.kernel.qemu import newest_qemu
-from tests.kernel.vm import VM, Machine, programs
+from tests.kernel.vm import VM, Machine, Stopped, programs
 
 INIT = Path(__file__).parent / "boot" / "inner"
 #: crc32c_generic: what ext4 needs of Linux 6.12 but does not name.
@@ -36,5 +36,8 @@ def test_inner_guest_checks_a_file_and_writes_one(version: str, tmp_path: Path) 
     folder = Path(__file__).parents[2]
     machine = Machine(memory=3072)
     with VM(same, shlex.join(command), machine=machine, output=output, folder=folder) as vm:
-        status = vm.wait(3000)
-    assert status == 0, output.getvalue().decode(errors="replace")
+        try:
+            status: int | str = vm.wait(3000)
+        except Stopped as why:
+            status = str(why)
+    assert status == 0, f"{status}\n{output.getvalue().decode(errors='replace')}"
