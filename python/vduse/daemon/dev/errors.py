@@ -50,9 +50,10 @@ def explain(error: OSError, step: Step, name: str) -> KernelRefused:
         return KernelRefused(f"{name}: {_busy(name)}")
     text = error.strerror or str(error)
     advice = _ADVICE.get((step, error.errno or 0))
-    # A text of our own says more than the errno's.
-    if advice is None or text.lower().find("modprobe") >= 0:
-        return KernelRefused(text if name in text or step == "reach" else f"{name}: {text}")
+    # A text of our own says more than the errno's; it may name a path or a module.
+    if advice is None or "modprobe" in text:
+        is_whole = step == "reach" or text.startswith("/")
+        return KernelRefused(text if is_whole else f"{name}: {text}")
     return KernelRefused(f"{name}: {advice.format(name=name)}")
 
 
