@@ -16,6 +16,7 @@ from tests.kernel.guest.bed import (
     load_modules,
     read_direct,
     run,
+    set_msg_timeout,
     write_direct,
 )
 from tests.kernel.guest.command import NOTHING, Blk, blk, left, refusal, vduse
@@ -88,6 +89,11 @@ def test_vhost_vdpa_and_rebinding_while_it_serves(image: Path) -> None:
             write_direct(node, 0, data)
             assert vduse("dev", "bind", "disk0", "vhost_vdpa")["device"]["node"] == facts["node"]
             assert image.read_bytes()[:MIB] == data
+        text = refusal("blk", "memory", "--size", "1M")
+        assert text == (
+            f"disk0: {Path(f'/proc/{child.process.pid}/comm').read_text().strip()} (pid "
+            f"{child.process.pid}) serves a device of this name: stop it, or take another --name"
+        )
         # Its own look-up of who uses the disk is of the driver that has it now.
         vhost = os.open(facts["node"], os.O_RDWR)
         child.signal(signal.SIGINT)
@@ -112,7 +118,7 @@ def test_device_of_a_killed_program_is_taken_over(image: Path) -> None:
 
 
 def test_second_signal_ends_it_at_once_and_says_what_is_left(image: Path) -> None:
-    with blk(str(image)) as (child, facts):
+    with blk(str(image), "--queues", "2") as (child, facts):
         user = os.open(facts["node"], os.O_RDONLY)
         child.signal(signal.SIGTERM)
         assert child.facts()["event"] == "in use"
@@ -121,23 +127,8 @@ def test_second_signal_ends_it_at_once_and_says_what_is_left(image: Path) -> Non
         assert "vduse dev del disk0 removes it" in child.error()
         assert left() == (["disk0"], ["disk0"])
         os.close(user)
-    assert vduse("dev", "del", "disk0")["device"]["on_bus"] is False
-
-
-def test_second_program_of_a_name_is_refused(image: Path) -> None:
-    with blk(str(image)) as (child, _):
-        text = refusal("blk", "memory", "--size", "1M")
-        assert text.startswith("disk0: ")
-        assert f"(pid {child.process.pid}) serves a device of this name" in text
-        child.end()
-
-
-def test_left_over_that_is_off_the_bus_is_made_anew(image: Path) -> None:
-    """Whatever it looked like, and even if the kernel had given it up."""
-    with blk(str(image), "--queues", "2") as (child, _):
-        child.signal(signal.SIGKILL)
-        child.process.wait()
-    Path("/sys/class/vduse/disk0/msg_timeout").write_text("1")
+    # Taken off the bus by other means, and given up by the kernel: made anew, whatever it was.
+    set_msg_timeout("disk0", 1)
     run("vdpa", "dev", "del", "disk0")
     assert left() == ([], ["disk0"])
     with blk(str(image), "--queues", "1") as (child, _):
@@ -145,23 +136,12 @@ def test_left_over_that_is_off_the_bus_is_made_anew(image: Path) -> None:
 
 
 def test_what_an_ordinary_user_is_told() -> None:
-    text = error_of_user("memory", "--size", "1M")
-    assert text.startswith("disk0: /dev/vduse/control: Permission denied: run as root")
-    assert text.endswith(". Without the kernel: --nbd SOCKET")
-    os.chmod("/dev/vduse/control", 0o666)
-    try:
-        text = error_of_user("memory", "--size", "1M", "--via", "kernel")
-    finally:
-        os.chmod("/dev/vduse/control", 0o600)
-    assert text.startswith("/dev/vduse/disk0: Permission denied: run as root")
-    assert left() == NOTHING
-
-
-def error_of_user(*arguments: str) -> str:
-    with Blk(*arguments, user=NOBODY).process as process:
+    with Blk("memory", "--size", "1M", user=NOBODY).process as process:
         out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
-    return err.removeprefix("vduse: error: ").rstrip("\n")
+    assert err.startswith("vduse: error: /dev/vduse/control: Permission denied: run as root")
+    assert err.endswith(". Without the kernel: --nbd SOCKET\n")
+    assert left() == NOTHING
 
 
 def test_missing_driver_module_is_named(image: Path) -> None:
