@@ -148,8 +148,8 @@ class VqLine:
     def callfd(self) -> int:
         """The fd that an irq signals now (owned by the line)."""
     def set_callfd(self, fd: int) -> None:
-        """Irqs go to a dup of this fd (an eventfd or a pipe, made O_NONBLOCK); -1: back to
-        the line's own eventfd."""
+        """Irqs go to a dup of this fd (an eventfd, a pipe or a unix socket, made O_NONBLOCK);
+        -1: back to the line's own eventfd."""
     def inject(self) -> None:
         """Signals the call fd, if it has room (docs/decisions, note 8); runs nothing of the
         driver's on this stack."""
@@ -567,6 +567,7 @@ class DataPath:
         draining). ValueError if it is not running."""
     def queue_running(self, index: int) -> bool: ...
     def set_callfd(self, index: int, fd: int) -> None: ...
+    def set_kickfd(self, index: int, fd: int) -> None: ...
     def invalidate(self, start: int, last: int, timeout: float) -> bool:
         """UPDATE_IOTLB: a new generation; true once every worker has acknowledged."""
     def reset(self, timeout: float) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.unit.test_channel_packet import open_fds
-from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT
+from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD
 from vduse.channel.embedded import EmbeddedChannel, EmbeddedControl, connect, inherited
 from vduse.channel.packet import Answer, Call, PacketError, close_fds, send_packet
 from vduse.channel.server import CallServer
@@ -195,15 +195,24 @@ def test_calls_that_return_an_fd(channel: EmbeddedChannel, script: Script) -> No
     script.replies[Ioctl.IOTLB_GET_FD] = lambda _p, _f: (0, entry.pack(), [null_fd()])
     script.replies[ExtCall.VQ_GET_CALLFD] = lambda _p, _f: (0, b"", [null_fd()])
     script.replies[ExtCall.GET_INFLIGHT_FD] = lambda _p, _f: (0, b"", [null_fd()])
-    assert channel.extensions == {EXT_CALLFD, EXT_INFLIGHT}
+    script.replies[ExtCall.VQ_GET_KICKFD] = lambda _p, _f: (0, b"", [null_fd()])
+    assert channel.extensions == {EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD}
     got, fd = channel.iotlb_get_fd(1, 2)
     assert got == entry
-    close_fds([fd, channel.vq_get_callfd(3), channel.get_inflight_fd(4096, 0, fresh=True)])
+    kick = channel.vq_get_kickfd(5)
+    assert kick is not None
+    close_fds([fd, channel.vq_get_callfd(3), channel.get_inflight_fd(4096, 0, fresh=True), kick])
     assert [payload for _, payload, _ in script.calls] == [
         IotlbEntry(start=1, last=2).pack(),
+        pack_u32(5),
         pack_u32(3),
         pack_u64(4096),
     ]
+
+
+def test_a_driver_without_a_kick_fd_of_its_own(channel: EmbeddedChannel, script: Script) -> None:
+    script.replies[ExtCall.VQ_GET_KICKFD] = lambda _p, _f: (-errno.ENOENT, b"", [])
+    assert channel.vq_get_kickfd(0) is None
 
 
 def test_truncated_answers_leave_no_fds(channel: EmbeddedChannel, script: Script) -> None:

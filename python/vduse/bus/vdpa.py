@@ -14,6 +14,7 @@ from typing import Protocol
 from vduse import _native
 from vduse.bus.errors import VdpaError
 from vduse.bus.iotlb import Mapping
+from vduse.bus.kick import DriverKick
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,10 @@ class VdpaDevice(Protocol):
     def set_inflight(self, fd: int, size: int) -> None:
         """The records are in this file until the next reset, and the device goes on from what is
         there. OSError EINVAL: another size, or it may shrink."""
+
+    def set_vq_kick(self, index: int, kick: DriverKick | None) -> None:
+        """The eventfd that the driver kicks the queue with from now on; None: the driver calls
+        :meth:`kick_vq`. May wait, where the device watches the former one itself."""
 
     def get_iova_range(self) -> tuple[int, int]: ...
     def set_map(self, mappings: Iterable[Mapping], asid: int = 0) -> None:

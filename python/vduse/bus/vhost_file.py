@@ -11,6 +11,7 @@ from collections.abc import Callable
 from vduse import _native
 from vduse.bus.errors import DeviceRefused
 from vduse.bus.iotlb import Iotlb, Mapping, SharedFile
+from vduse.bus.kick import DriverKick
 from vduse.bus.vdpa import VdpaDevice
 from vduse.control.features import Feature, Status
 
@@ -39,8 +40,8 @@ class VhostVdpaFile:
         self._lock = threading.RLock()
         self._iotlb = Iotlb()
         self._in_batch = False
-        #: Watches of the kick relay, by queue.
-        self._watches: dict[int, int] = {}
+        #: Queues with a kick eventfd.
+        self._kicked: set[int] = set()
         self._config_call: SharedFile | None = None
 
     # --- device -----------------------------------------------------------------------------
@@ -177,12 +178,13 @@ class VhostVdpaFile:
     def set_vring_kick(self, index: int, fd: int) -> None:
         """OSError EBADF, EINVAL."""
         line = self._vdpa.vq_line(self._check_index(index))
+        kick = DriverKick(self._kicks, fd, line) if fd >= 0 else None
         with self._lock:
-            watch = self._watches.pop(index, None)
-            if watch is not None:
-                self._kicks.unwatch(watch)
-            if fd >= 0:
-                self._watches[index] = self._kicks.watch(fd, line)
+            if kick is None:
+                self._kicked.discard(index)
+            else:
+                self._kicked.add(index)
+            self._vdpa.set_vq_kick(index, kick)
 
     def set_vring_call(self, index: int, fd: int) -> None:
         """OSError EBADF, EINVAL. A reset takes it away."""
@@ -249,16 +251,18 @@ class VhostVdpaFile:
                 self._publish()
 
     def close(self) -> None:
-        """Ends the watching of kicks, resets the device, forgets the IOTLB. Idempotent."""
+        """Resets the device, ends the watching of kicks, forgets the IOTLB. Idempotent."""
         with self._lock:
-            if self._device is None:
+            vdpa, self._device = self._device, None
+            if vdpa is None:
                 return
-            for watch in self._watches.values():
-                self._kicks.unwatch(watch)
-            self._watches.clear()
             self._iotlb.remove(0, _U64_MAX)
-            self._device = None
-            self._on_closed()
+            try:
+                self._on_closed()
+            finally:
+                # After the reset: no device watches them itself, and is to be asked.
+                for index in self._kicked:
+                    vdpa.set_vq_kick(index, None)
 
     # --- inside -----------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ from vduse.control.abi import (
 
 #: The channel hands out an irq fd for a virtqueue: no call per irq.
 EXT_CALLFD = "callfd"
+#: The channel hands out the driver's own kick fd, where it has one: nobody relays its kicks.
+EXT_KICKFD = "kickfd"
 #: The channel keeps memory for in-flight records while devices come and go.
 EXT_INFLIGHT = "inflight"
 
@@ -73,6 +75,10 @@ class Channel(Protocol):
 
     def vq_get_callfd(self, index: int) -> int:
         """EXT_CALLFD: the fd that signals an irq of this virtqueue (the caller owns it)."""
+
+    def vq_get_kickfd(self, index: int) -> int | None:
+        """EXT_KICKFD: the fd that the driver kicks this virtqueue with (the caller owns it); None:
+        the driver has none of its own, and kicks the eventfd of :meth:`vq_setup_kickfd`."""
 
     def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int | None:
         """EXT_INFLIGHT: a memory file that outlives this opener, with ``size`` bytes for in-flight

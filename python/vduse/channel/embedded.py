@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 
 from vduse import _native
-from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT
+from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD
 from vduse.channel.packet import PacketError, close_fds, receive_packet, send_packet
 from vduse.control.abi import (
     DevConfig,
@@ -122,7 +122,7 @@ class EmbeddedChannel:
     @property
     def extensions(self) -> frozenset[str]:
         """All there are."""
-        return frozenset({EXT_CALLFD, EXT_INFLIGHT})
+        return frozenset({EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD})
 
     def fileno(self) -> int:
         """The message socket."""
@@ -222,6 +222,15 @@ class EmbeddedChannel:
     def vq_get_callfd(self, index: int) -> int:
         """The fd that signals an irq of this virtqueue (the caller owns it)."""
         _, fds = _call(self._calls, ExtCall.VQ_GET_CALLFD, pack_u32(index), answer_fds=1)
+        return fds[0]
+
+    def vq_get_kickfd(self, index: int) -> int | None:
+        """The fd that the driver kicks this virtqueue with (the caller owns it); None: it kicks
+        ours."""
+        try:
+            _, fds = _call(self._calls, ExtCall.VQ_GET_KICKFD, pack_u32(index), answer_fds=1)
+        except FileNotFoundError:
+            return None
         return fds[0]
 
     def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int:

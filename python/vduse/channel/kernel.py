@@ -223,6 +223,10 @@ class KernelChannel:
         """OSError ENOTTY: the kernel has no call fds."""
         raise OSError(errno.ENOTTY, f"virtqueue {index}: the kernel has no call fds")
 
+    def vq_get_kickfd(self, index: int) -> int | None:
+        """None: the kernel relays kicks."""
+        return None
+
     def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int | None:
         """See :meth:`vduse.channel.base.Channel.get_inflight_fd`."""
         if fresh:

@@ -45,6 +45,13 @@ MESSAGES: tuple[MessageRule, ...] = (
         "fetches the call fd again",
         extension=True,
     ),
+    MessageRule(
+        RequestType.UPDATE_KICKFD,
+        0,
+        _ANY,
+        "asks for the driver's kick fd again",
+        extension=True,
+    ),
 )
 
 _RULES: dict[int, MessageRule] = {rule.type.value: rule for rule in MESSAGES}

@@ -37,6 +37,9 @@ class DataPath(Protocol):
     def set_callfd(self, index: int, fd: int) -> None:
         """Later irqs of a running queue go to a dup of this fd."""
 
+    def set_kickfd(self, index: int, fd: int) -> None:
+        """A running queue is kicked by a dup of this fd."""
+
     def invalidate(self, start: int, last: int, timeout: float) -> bool:
         """Lets go of mappings in IOVAs [start, last]; true once every worker has."""
 

@@ -17,6 +17,7 @@ from vduse.control.abi import (
     SetVqGroupAsid,
     UpdateCallfd,
     UpdateIotlb,
+    UpdateKickfd,
     encode_vq_state,
 )
 from vduse.control.messages import message_allowed
@@ -132,6 +133,11 @@ class MessageHandler:
                 known = index < len(self._queues)
                 if known:
                     self._queues.update_callfd(index)
+                self._answer(request, RequestResult.OK if known else RequestResult.FAILED)
+            case UpdateKickfd(index=index):
+                known = index < len(self._queues)
+                if known:
+                    self._queues.update_kickfd(index)
                 self._answer(request, RequestResult.OK if known else RequestResult.FAILED)
             case SetVqGroupAsid(group=group, asid=asid):
                 # One group, one address space.

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, Channel
+from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD, Channel
 from vduse.control.abi import VqInfo, decode_vq_state
 from vduse.control.features import Feature
 from vduse.device.datapath import DataPath
@@ -110,7 +110,7 @@ class Queues:
             raise QueueError(f"virtqueue {index}: size {info.num}, at most {most}")
         state = self._position(info)
         record = None if self._record is None else (self._record, index * self._record_stride)
-        with self._callfd(index) as callfd:
+        with self._callfd(index) as callfd, self._kickfd(index) as kickfd:
             try:
                 self._data_path.start_queue(
                     index,
@@ -118,7 +118,7 @@ class Queues:
                     features=self._features,
                     areas=(info.desc_addr, info.driver_addr, info.device_addr),
                     state=state,
-                    kickfd=self.kickfds[index],
+                    kickfd=kickfd,
                     callfd=callfd,
                     inflight=record,
                 )
@@ -147,6 +147,12 @@ class Queues:
         if self.running(index):
             with self._callfd(index) as callfd:
                 self._data_path.set_callfd(index, callfd)
+
+    def update_kickfd(self, index: int) -> None:
+        """Asks for the driver's kick fd again."""
+        if self.running(index):
+            with self._kickfd(index) as kickfd:
+                self._data_path.set_kickfd(index, kickfd)
 
     def reset(self) -> None:
         """Before a reset is answered: positions and kicks are of no more meaning. OSError: it
@@ -183,6 +189,20 @@ class Queues:
             yield -1
             return
         fd = self._channel.vq_get_callfd(index)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _kickfd(self, index: int) -> Iterator[int]:
+        """What kicks the queue: the driver's own fd, where it can be had; else ours."""
+        fd = None
+        if EXT_KICKFD in self._channel.extensions:
+            fd = self._channel.vq_get_kickfd(index)
+        if fd is None:
+            yield self.kickfds[index]
+            return
         try:
             yield fd
         finally:

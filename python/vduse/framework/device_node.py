@@ -94,6 +94,8 @@ class DeviceNode:
                     device.domain.drop_umem()
                 except OSError as error:  # the process whose memory it was is dead
                     log.warning("%s: user memory was lost: %s", device.name, error)
+            for vq in device.vqs:
+                vq.give_kick_back()
             device.messages.replay()
             device.connected = False
         log.info("%s: closed", device.name)
@@ -225,6 +227,9 @@ class DeviceNode:
         vq.callfd_given = True
         return 0, b"", [os.dup(vq.line.callfd)]
 
+    def _vq_get_kickfd(self, call: _Call) -> Result:
+        return 0, b"", [self._device.vq(unpack_u32(call.payload)).take_kick()]
+
     def _get_inflight_fd(self, call: _Call) -> Result:
         size = unpack_u64(call.payload)
         device = self._device
@@ -283,5 +288,6 @@ _HANDLERS: dict[int, Callable[[DeviceNode, _Call], Result]] = {
     Ioctl.IOTLB_DEREG_UMEM: DeviceNode._iotlb_dereg_umem,
     Ioctl.IOTLB_GET_INFO: DeviceNode._iotlb_get_info,
     ExtCall.VQ_GET_CALLFD: DeviceNode._vq_get_callfd,
+    ExtCall.VQ_GET_KICKFD: DeviceNode._vq_get_kickfd,
     ExtCall.GET_INFLIGHT_FD: DeviceNode._get_inflight_fd,
 }

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from vduse import _native
 from vduse.bus.iotlb import Mapping
+from vduse.bus.kick import DriverKick
 from vduse.control.abi import (
     GetVqState,
     SetVqGroupAsid,
     UpdateCallfd,
     UpdateIotlb,
+    UpdateKickfd,
     decode_vq_state,
     encode_vq_state,
 )
@@ -185,6 +187,17 @@ class VdpaDevice:
             tell = vq.callfd_given
         if tell:
             device.messages.send(UpdateCallfd(index), device.msg_timeout)
+
+    def set_vq_kick(self, index: int, kick: DriverKick | None) -> None:
+        device = self._device
+        with device.lock:
+            vq = device.vq(index)
+            former, vq.driver_kick = vq.driver_kick, kick
+            tell, vq.kick_taken = vq.kick_taken, False
+        if former is not None:
+            former.close()
+        if tell:
+            device.messages.send(UpdateKickfd(index), device.msg_timeout)
 
     # --- in-flight records ------------------------------------------------------------------
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
 from vduse import _native
+from vduse.bus.kick import DriverKick
 from vduse.control.abi import VQ_STATE_SIZE
 
 
@@ -15,6 +18,10 @@ class Virtqueue:
         self.num_max = 0
         self.group = 0
         self.line = _native.VqLine()
+        #: The driver's own kick eventfd (vhost_vdpa); it stays over a reset.
+        self.driver_kick: DriverKick | None = None
+        #: The device watches that one itself (VQ_GET_KICKFD).
+        self.kick_taken = False
         self.clear()
 
     @property
@@ -42,6 +49,20 @@ class Virtqueue:
         self.line.clear_kicked()
         self.line.set_kickfd(-1)
         self.line.set_callfd(-1)
+        self.give_kick_back()
+
+    def take_kick(self) -> int:
+        """VQ_GET_KICKFD (the caller owns the fd). OSError ENOENT: the driver has none."""
+        if self.driver_kick is None:
+            raise OSError(errno.ENOENT, f"the driver has no kick fd for virtqueue {self.index}")
+        self.kick_taken = True
+        return self.driver_kick.take()
+
+    def give_kick_back(self) -> None:
+        """The device watches it no longer."""
+        if self.kick_taken and self.driver_kick is not None:
+            self.driver_kick.give_back()
+        self.kick_taken = False
 
     def set_kickfd(self, fd: int) -> None:
         """VQ_SETUP_KICKFD; a kick that found no eventfd is made up for."""

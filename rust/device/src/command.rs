@@ -4,6 +4,7 @@ use crate::datapath::StartError;
 use crate::handle::QueueId;
 use crate::irq::Irq;
 use crate::queue::NewQueue;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Sender, SyncSender};
 
 /// Dropped when what was asked for is done.
@@ -20,6 +21,12 @@ pub(crate) enum Command {
     Drain { id: QueueId },
     /// Irqs of this queue go another way.
     SetIrq { id: QueueId, irq: Irq, done: Done },
+    /// Kicks of this queue come another way.
+    SetKick {
+        id: QueueId,
+        kick: OwnedFd,
+        reply: SyncSender<Result<(), StartError>>,
+    },
     /// The device's IOTLB has a new generation.
     Refresh { device: u64, done: Done },
     /// Give the device's queues up.

@@ -352,6 +352,19 @@ impl DataPath {
         Ok(())
     }
 
+    /// Kicks are signalled here from now on; the ring is looked at once, since one may have been
+    /// lost.
+    pub fn set_kick(&self, index: u32, kick: OwnedFd) -> Result<(), StartError> {
+        let handle = self.lock().queues.get(&index).cloned();
+        let Some((worker, id)) = handle.and_then(|it| Some((it.worker(), it.id()?))) else {
+            return Err(StartError::Stopped("the queue is not running"));
+        };
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.pool.send(worker, Command::SetKick { id, kick, reply });
+        // A worker that has ended serves nothing.
+        answer.recv().unwrap_or(Ok(()))
+    }
+
     /// UPDATE_IOTLB: drops the mappings of `[start, last]`; true once every worker looks at
     /// the new generation. Requests in flight keep the old mappings.
     pub fn invalidate(&self, start: Iova, last: Iova, timeout: Duration) -> bool {

@@ -106,6 +106,11 @@ impl Queue {
         self.kick.as_fd()
     }
 
+    /// The fd that was watched before.
+    pub(crate) fn set_kick(&mut self, kick: OwnedFd) -> OwnedFd {
+        std::mem::replace(&mut self.kick, kick)
+    }
+
     pub(crate) fn kicked(&mut self) {
         self.batch.stats.kicks += 1;
         // Otherwise a look tells: a kick may be for what was taken before it was seen.

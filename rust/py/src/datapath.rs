@@ -117,6 +117,13 @@ impl DataPath {
             .map_err(start_error)
     }
 
+    fn set_kickfd(&self, py: Python<'_>, index: u32, fd: c_int) -> PyResult<()> {
+        let path = self.path()?;
+        let kick = fd::dup(fd)?;
+        py.detach(|| path.set_kick(index, kick))
+            .map_err(start_error)
+    }
+
     fn invalidate(&self, py: Python<'_>, start: u64, last: u64, timeout: f64) -> PyResult<bool> {
         let path = self.path()?;
         let timeout = seconds(timeout)?;

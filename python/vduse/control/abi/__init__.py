@@ -44,6 +44,7 @@ from vduse.control.abi.messages import (
     UnknownMessage,
     UpdateCallfd,
     UpdateIotlb,
+    UpdateKickfd,
 )
 from vduse.control.abi.structs import (
     DevConfig,
@@ -85,6 +86,7 @@ __all__ = [
     "UnknownMessage",
     "UpdateCallfd",
     "UpdateIotlb",
+    "UpdateKickfd",
     "VqConfig",
     "VqEventfd",
     "VqInfo",

@@ -59,3 +59,5 @@ class ExtCall(IntEnum):
     VQ_GET_CALLFD = 0x5600_0002
     #: u64 bytes -> a memory file that outlives its opener.
     GET_INFLIGHT_FD = 0x5600_0003
+    #: u32 index -> the fd that the driver kicks that virtqueue with; ENOENT: it has none.
+    VQ_GET_KICKFD = 0x5600_0004

@@ -21,6 +21,8 @@ class RequestType(IntEnum):
     SET_VQ_GROUP_ASID = 3
     #: Extension: the call fd of a virtqueue has changed; fetch it again.
     UPDATE_CALLFD = 0x8000_0001
+    #: Extension: the driver kicks a virtqueue another way; ask again.
+    UPDATE_KICKFD = 0x8000_0002
 
 
 class RequestResult(IntEnum):
@@ -110,6 +112,15 @@ class UpdateCallfd(_Fields):
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateKickfd(_Fields):
+    """Extension: ask for the kick fd of virtqueue ``index`` again."""
+
+    index: int
+    TYPE: ClassVar[int] = RequestType.UPDATE_KICKFD
+    LAYOUT: ClassVar[struct.Struct] = U32
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownMessage(_Body):
     """A request of a type that this program does not know: answer it FAILED."""
 
@@ -120,14 +131,12 @@ class UnknownMessage(_Body):
         return self.body
 
 
-Message = GetVqState | SetStatus | UpdateIotlb | SetVqGroupAsid | UpdateCallfd | UnknownMessage
+_Known = GetVqState | SetStatus | UpdateIotlb | SetVqGroupAsid | UpdateCallfd | UpdateKickfd
+Message = _Known | UnknownMessage
 
-_MESSAGES: dict[
-    int,
-    type[GetVqState | SetStatus | UpdateIotlb | SetVqGroupAsid | UpdateCallfd],
-] = {
+_MESSAGES: dict[int, type[_Known]] = {
     message.TYPE: message
-    for message in (GetVqState, SetStatus, UpdateIotlb, SetVqGroupAsid, UpdateCallfd)
+    for message in (GetVqState, SetStatus, UpdateIotlb, SetVqGroupAsid, UpdateCallfd, UpdateKickfd)
 }
 
 

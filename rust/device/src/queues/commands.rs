@@ -5,7 +5,7 @@ use crate::command::Command;
 use crate::datapath::StartError;
 use crate::handle::QueueId;
 use crate::queue::{NewQueue, Queue};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
@@ -47,6 +47,9 @@ impl Queues {
                 }
                 drop(done);
             }
+            Command::SetKick { id, kick, reply } => {
+                let _ = reply.send(self.set_kick(id, kick));
+            }
             Command::Refresh { device, done } => {
                 self.refresh(device);
                 drop(done);
@@ -68,6 +71,22 @@ impl Queues {
         // Kicks may have been lost: a new queue looks at its ring at once.
         self.make_hot(id);
         Ok(id)
+    }
+
+    fn set_kick(&mut self, id: QueueId, kick: OwnedFd) -> Result<(), StartError> {
+        if self.queue(id).is_none() {
+            return Ok(());
+        }
+        self.place
+            .watch(kick.as_fd(), id.raw(), false)
+            .map_err(|errno| StartError::System("kick fd", errno))?;
+        if let Some(queue) = self.queue(id) {
+            let former = queue.set_kick(kick);
+            self.place.unwatch(former.as_fd());
+        }
+        // A kick on either may have been missed.
+        self.make_hot(id);
+        Ok(())
     }
 
     /// Starts to watch the io_uring once an engine has asked for it.

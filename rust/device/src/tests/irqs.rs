@@ -39,3 +39,20 @@ fn a_full_call_pipe_does_not_stop_a_queue() {
         assert_eq!(rig.status(0), 0, "round {round}");
     }
 }
+
+#[test]
+fn kicks_come_another_way_once_the_fd_is_changed() {
+    let pool = pool();
+    let mut rig = Rig::idle(&pool, memory(), false);
+    rig.path.start_queue(0, rig.setup()).unwrap();
+    let other = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+    rig.path.set_kick(0, dup(&other)).unwrap();
+    rig.kick = other;
+    rig.send(1, Some(1), 1);
+    assert_eq!(rig.wait(), (1, 0));
+    rig.path
+        .stop_queue(0, std::time::Duration::from_secs(5))
+        .unwrap();
+    let other = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+    assert!(rig.path.set_kick(0, other).is_err(), "nothing runs");
+}
