@@ -3,10 +3,12 @@ ends its connection only. The front end here is a socket and struct."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -309,6 +311,54 @@ def test_a_front_end_whose_pipe_is_full_is_not_waited_for(
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_a_full_pipe_that_the_front_end_made_blocking_is_not_waited_for(
+    driver: RecordedDriver, front_end: FrontEnd, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = ProtocolFeature.BACKEND_REQ | ProtocolFeature.CONFIG
+    front_end.set(Request.SET_PROTOCOL_FEATURES, u64(wanted))
+    reader, writer = os.pipe()
+    try:
+        front_end.set(Request.SET_BACKEND_REQ_FD, b"", writer)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        os.eventfd_write(driver.config_call, 1)
+        front_end.socket.settimeout(30)
+        front_end.get(Request.GET_QUEUE_NUM)
+        assert front_end.get(Request.GET_QUEUE_NUM) == u64(4)
+        assert "not told of a config change" in caplog.text
+    finally:
+        os.close(reader)  # who waits all the same has EPIPE
+        os.close(writer)
+
+
+def test_the_back_ends_requests_go_to_a_socket_or_a_pipe(
+    front_end: FrontEnd, driver: RecordedDriver, tmp_path: Path
+) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        assert front_end.set(Request.SET_BACKEND_REQ_FD, b"", file.fileno()) == 1
+
+
+def test_a_connection_that_cannot_be_accepted_costs_no_loop(
+    server: VhostUserServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = []
+
+    def accept() -> None:
+        tries.append(1)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server._listener, "accept", accept)
+        front_end = FrontEnd(server.path)
+        time.sleep(0.3)
+        assert len(tries) == 1
+    assert "no connection accepted: [Errno 24] Too many open files" in caplog.text
+    assert front_end.get(Request.GET_QUEUE_NUM) == u64(4)
+    front_end.close()
 
 
 # --- what is wrong --------------------------------------------------------------------------

@@ -22,6 +22,9 @@ from vduse.exports.vhost_user.session import Reply, Session
 
 log = logging.getLogger(__name__)
 
+#: Seconds until the next try where no connection can be accepted.
+_ACCEPT_AGAIN = 1.0
+
 
 class Opens(Protocol):
     """A :class:`~vduse.bus.vhost_vdpa.VhostVdpa`, as far as it is needed here."""
@@ -113,8 +116,15 @@ class VhostUserServer:
     def _accept(self) -> None:
         try:
             connection = self._listener.accept()
-        except OSError:
+        except (BlockingIOError, ConnectionError):
             return  # it has gone again
+        except OSError as error:
+            # No fds are left, for example. It waits still: looking again at once would be a loop.
+            log.warning("%s: no connection accepted: %s", self._log_name, error)
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._stopped, selectors.EVENT_READ)
+                selector.select(_ACCEPT_AGAIN)
+            return
         with connection:
             try:
                 self._serve(connection)

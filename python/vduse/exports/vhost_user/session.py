@@ -11,6 +11,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -100,6 +102,9 @@ class Session:
         if self._backend_fd < 0 or self._protocol_features & wanted != wanted:
             return
         try:
+            # O_NONBLOCK belongs to the open file: the front end may have taken it away again.
+            if not _has_room(self._backend_fd):
+                raise BlockingIOError(errno.EAGAIN, "it does not read what it is told")
             # Not send: user-mode-linux's is a pipe.
             os.write(self._backend_fd, vu.backend_request(vu.BackendRequest.CONFIG_CHANGE))
         except OSError as error:
@@ -377,6 +382,9 @@ class Session:
     def _set_backend_req_fd(self, message: Message) -> None:
         if len(message.fds) != 1:
             raise ProtocolError(f"{message.name}: {len(message.fds)} fds, expected 1")
+        kind = os.fstat(message.fds[0]).st_mode
+        if not stat.S_ISSOCK(kind) and not stat.S_ISFIFO(kind):
+            raise ProtocolError(f"{message.name}: neither a socket nor a pipe")
         os.set_blocking(message.fds[0], False)
         self._set_backend_fd(message.fds.pop())
 
@@ -432,3 +440,9 @@ _WITH_REPLY: Final = frozenset(
         Request.GET_STATUS,
     }
 )
+
+
+def _has_room(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    return poller.poll(0) == [(fd, select.POLLOUT)]
