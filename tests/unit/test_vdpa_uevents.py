@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import resource
+from collections.abc import Iterator
 from socket import AF_UNIX, SOCK_DGRAM, SOCK_NONBLOCK, socketpair
+
+import pytest
 
 from vduse.vdpa.uevents import Uevents
 
@@ -27,3 +32,26 @@ def test_an_event_asks_again() -> None:
         theirs.send(b"add@/devices/virtual/block/vda")
         assert events.wait(looks.pop, 60) == "/dev/vda"
         theirs.close()
+
+
+@pytest.fixture
+def many_fds() -> Iterator[None]:
+    """The next fd's number is above select(2)'s last, as in the program of many virtqueues."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("no more than 2048 open files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    fds = [os.open(os.devnull, os.O_RDONLY)]
+    while fds[-1] < 1024:
+        fds.append(os.dup(fds[0]))
+    yield
+    for fd in fds:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_fds")
+def test_a_wait_with_more_fds_than_select_takes() -> None:
+    with Uevents() as events:
+        assert events.wait(lambda: None, 0.01) is None
+        assert events.wait(lambda: "found", 0.01) == "found"

@@ -42,8 +42,11 @@ class Uevents:
         """What ``look`` finds, which is asked at first and after each event; None: nothing within
         ``timeout`` seconds."""
         deadline = monotonic() + timeout
+        # Not select(2): it takes no fd above 1023, and a device of many virtqueues has more.
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
         while (found := look()) is None and (left := deadline - monotonic()) > 0:
-            if select.select([self._socket], [], [], left)[0]:
+            if poller.poll(left * 1000):
                 self._drain()
         return found
 

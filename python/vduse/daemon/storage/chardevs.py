@@ -54,8 +54,11 @@ class Chardev:
     def wait(self) -> None:
         """Waits for the first client, which is accepted."""
         log.warning("chardev %s: waits for a client to connect (wait=off does not)", self.id)
+        # Not select(2): it takes no fd above 1023.
+        poller = select.poll()
+        poller.register(self._listener, select.POLLIN)
         while self._first is None:
-            select.select([self._listener], [], [])
+            poller.poll()
             # It may have gone again.
             with contextlib.suppress(BlockingIOError):
                 self._first = self._listener.accept()
