@@ -195,7 +195,14 @@ def test_a_resize_through_raw(host: Host) -> None:
         ),
         ({"size": 0, "device": "d"}, "Cannot find device='d' nor node-name=''"),
         ({"size": -1, "node-name": "disk0"}, "Parameter 'size' expects a >0 size"),
-        ({"size": 1000, "node-name": "disk0"}, "Parameter 'size' expects a multiple of 512"),
+        (
+            {"size": 1000, "node-name": "disk0"},
+            "Parameter 'size' expects a multiple of 512 below 2^63",
+        ),
+        (
+            {"size": 1 << 63, "node-name": "disk0"},
+            "Parameter 'size' expects a multiple of 512 below 2^63",
+        ),
         ({"size": 512, "node-name": "n"}, "Image format driver does not support resize"),
         ({"size": 512, "node-name": "ro"}, "Node 'ro' is read only"),
         ({"size": "1", "node-name": "n"}, "Invalid parameter type for 'size', expected: integer"),
@@ -209,6 +216,14 @@ def test_resizes_that_are_refused(host: Host, arguments: dict[str, object], desc
     ) as client:
         assert client.refusal("block_resize", **arguments) == desc
     assert host.image.stat().st_size == MIB
+
+
+def test_a_filename_that_is_no_utf8_does_not_end_the_connection(host: Host) -> None:
+    host.image = host.image.rename(host.folder / os.fsdecode(b"disk\xff.img"))
+    with host.client(host.file_node()) as client:
+        [node] = client.call("query-named-block-nodes")
+        assert node["node-name"] == "disk0"
+        assert client.call("query-block-exports") == []
 
 
 def test_a_file_in_the_place_of_the_nodes_is_not_resized(host: Host) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import queue
 import threading
@@ -182,7 +183,11 @@ class _Client:
         self._pretty = pretty
 
     def send(self, message: dict[str, Any]) -> None:
-        text = msgspec.json.encode(message)
+        try:
+            text = msgspec.json.encode(message)
+        except UnicodeEncodeError:
+            # A file's name that is no UTF-8: escapes of what stands for its bytes.
+            text = json.dumps(message, separators=(",", ":")).encode()
         if self._pretty:
             text = msgspec.json.format(text, indent=4)
         self.writer.write(text.replace(b"\n", b"\r\n") + b"\r\n")

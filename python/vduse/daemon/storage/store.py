@@ -110,8 +110,8 @@ class Store:
             size = arguments.size
             if size < 0:
                 raise QmpError("Parameter 'size' expects a >0 size")
-            if size % _SECTOR:
-                raise QmpError(f"Parameter 'size' expects a multiple of {_SECTOR}")
+            if size % _SECTOR or size >= 1 << 63:
+                raise QmpError(f"Parameter 'size' expects a multiple of {_SECTOR} below 2^63")
             _said(lambda: node.resize(size))
             failed = []
             for export in self._exports.values():
