@@ -483,7 +483,7 @@ def test_taking_over_with_a_record_that_cannot_be_trusted_is_refused(
 
 @pytest.mark.parametrize("replayed", [True, False], ids=["unanswered", "answered"])
 def test_taking_over_from_one_that_was_answering_a_reset(
-    rigs: Callable[..., Rig], replayed: bool
+    rigs: Callable[..., Rig], replayed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The rings are the driver's again, or will be: nothing is taken from them."""
     rig = rigs(existing=True)
@@ -493,6 +493,8 @@ def test_taking_over_from_one_that_was_answering_a_reset(
     rig.channel.inflight_error = OSError(errno.ENODATA, "being reset")
     assert rig.device.start(rig.control) is True
     assert rig.path.running == set()
+    # It looks the same where the record is not the last program's.
+    assert "if requests wait, the last program kept its record in another" in caplog.text
     if replayed:
         assert rig.channel.ask(SetStatus(0)).result == OK
     rig.channel.reset()

@@ -201,11 +201,10 @@ class _Attached:
         self._serving = True
         self._thread.watch(self._data_path.event_fd, self, self._on_data_path)
         # Queues are ready under a live driver, or one whose DRIVER_OK is still to be answered.
-        if existed and (
-            self.tell_driver() or any(self._queues.info(i).ready for i in range(len(self._queues)))
-        ):
+        live = existed and self.tell_driver()
+        if live or (existed and any(self._queues.info(i).ready for i in range(len(self._queues)))):
             log.info("%s: taking over from a live driver's last device", self.name)
-            self.handler.adopt(self._queues.negotiated())
+            self.handler.adopt(self._queues.negotiated(), live=live)
         self._thread.watch(self.channel.fileno(), self, self._on_messages)
 
     def tell_driver(self) -> bool:

@@ -94,16 +94,26 @@ class MessageHandler:
         """What the driver did so that the queues have stopped; only a reset ends that."""
         return self._fault
 
-    def adopt(self, features: int) -> None:
+    def adopt(self, features: int, *, live: bool) -> None:
         """Takes over from a device that died under a live driver. Where it died between the answer
-        to a reset and DRIVER_OK, the driver's next status says how to go on. QueueError, OSError:
-        it cannot go on."""
+        to a reset and DRIVER_OK, the driver's next status says how to go on. ``live``: the
+        framework says that the driver is. QueueError, OSError: it cannot go on."""
         if (refusal := self._spec.check_features(features)) is not None:
             raise QueueError(f"the driver negotiated other features: {refusal}")
         try:
             self._queues.arm(features, fresh=False)
         except NotLive:
-            log.info("%s: no driver is live: its next status is waited for", self._spec.name)
+            # Live, that may be a reset whose answer is on its way, or another directory's record.
+            log.log(
+                logging.WARNING if live else logging.INFO,
+                "%s: its record says that no driver is live: the driver's next status is waited "
+                "for%s",
+                self._spec.name,
+                "; if requests wait, the last program kept its record in another runtime "
+                "directory: start it again as that one was, or reset the driver"
+                if live
+                else "",
+            )
             return
         self._features = features
         self._state, self._status = DeviceState.LIVE, _LIVE_STATUS
