@@ -160,6 +160,13 @@ def test_record_folder(host: Host, folder: Make, monkeypatch: pytest.MonkeyPatch
     assert record_folder(host).detail.startswith(f"no {host.root}/run, ")
     folder("run")
     assert record_folder(host).state == "ok"
+    folder("run/vduse")
+    (host.root / "run/vduse").chmod(0o770)
+    assert record_folder(host).state == "limited"
+    assert "others may write to it" in record_folder(host).detail
+    (host.root / "run/vduse").chmod(0o700)
+    assert record_folder(host).state == "ok"
+    (host.root / "run/vduse").rmdir()
     monkeypatch.setattr("os.access", lambda *_: False)
     assert record_folder(host).state == "limited"
     monkeypatch.delenv("RUNTIME_DIRECTORY")

@@ -43,6 +43,12 @@ def runtime_directory() -> str:
     raise OSError(errno.ENOENT, "neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set")
 
 
+def is_ours(directory: os.stat_result) -> bool:
+    """Whether only this user can write to it, so that what lies there can be trusted."""
+    ours = stat.S_ISDIR(directory.st_mode) and directory.st_uid == os.geteuid()
+    return ours and not directory.st_mode & 0o022
+
+
 def remove_records(name: str, directory: str | None = None) -> None:
     """After the device was destroyed; nothing where there are none."""
     with contextlib.suppress(OSError):
@@ -227,8 +233,7 @@ def _own_directory(path: str) -> int:
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    found = os.fstat(fd)
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    if not is_ours(os.fstat(fd)):
         os.close(fd)
         raise PermissionError(errno.EPERM, "others may write to it", path)
     return fd

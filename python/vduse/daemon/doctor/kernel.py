@@ -8,7 +8,7 @@ import pwd
 import stat
 from pathlib import Path
 
-from vduse.channel.kernel_records import runtime_directory
+from vduse.channel.kernel_records import is_ours, runtime_directory
 from vduse.daemon.doctor.check import Check, limited, missing, ok
 from vduse.daemon.doctor.host import Host
 
@@ -79,6 +79,10 @@ def record_folder(host: Host) -> Check:
     except OSError as error:
         how = "RuntimeDirectory= of the service, or a login session (XDG_RUNTIME_DIR)"
         return limited(name, f"{error.strerror}: a crash loses requests in flight", how)
+    if folder.exists() and not is_ours(folder.lstat()):
+        detail = f"{folder}: {_access(folder)}: others may write to it, so it is not used"
+        how = f"as root: rm -r {folder}"
+        return limited(name, f"{detail}: a crash loses requests in flight", how)
     nearest = folder if folder.exists() else folder.parent
     if os.access(nearest, os.W_OK | os.X_OK):
         return ok(name, f"{folder}: records of requests in flight")
