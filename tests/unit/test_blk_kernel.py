@@ -45,6 +45,9 @@ class Kernel:
         self.did("bind", name, driver)
         self.bus[name] = driver
 
+    def driver(self, name: str) -> str | None:
+        return self.bus[name]
+
     def node(self, name: str) -> str | None:
         if name not in self.bus:
             raise OSError(errno.ENODEV, "no device")
@@ -157,3 +160,24 @@ def test_device_that_somebody_else_took_off_the_bus(kernel: Kernel, tmp_path: Pa
     kernel.bus["disk0"] = "virtio_vdpa"
     kernel.errors["del"] = errno.ENODEV
     assert attachment().detach(answering=True) is None
+
+
+@pytest.mark.parametrize("answering", [True, False])
+def test_a_disk_in_use_is_left_however_the_program_ends(kernel: Kernel, answering: bool) -> None:
+    """An end that nobody chose: its output cannot be written, or attaching it failed."""
+    kernel.bus["disk0"] = "virtio_vdpa"
+    kernel.held = ("mounted at /mnt",)
+    failure = attachment().detach(answering=answering)
+    assert failure is not None and failure.startswith("/dev/null is mounted at /mnt")
+    assert ("del", "disk0") not in kernel.calls
+
+
+def test_a_driver_that_was_bound_since_keeps_a_disk_in_use(kernel: Kernel) -> None:
+    kernel.bus["disk0"] = "vhost_vdpa"
+    kernel.held = ("open in qemu (pid 7)",)
+    with pytest.raises(KernelRefused, match=r"open in qemu \(pid 7\).* or --driver vhost_vdpa"):
+        attachment().attach(None)  # type: ignore[arg-type]
+    assert kernel.bus["disk0"] == "vhost_vdpa"
+    kernel.held = ()
+    attachment().attach(None)  # type: ignore[arg-type]
+    assert kernel.bus["disk0"] == "virtio_vdpa"

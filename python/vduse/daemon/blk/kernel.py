@@ -60,6 +60,12 @@ class KernelAttachment:
                 with explained("add", name):
                     _bounded(lambda: _management(lambda vdpa: vdpa.add(name)), f"adding {name}")
             with explained("bind", name):
+                current = self._bus.driver(name)
+                if current not in (None, self._driver) and (held := self.users()):
+                    # Taken over, and bound anew since its last program was started.
+                    raise KernelRefused(
+                        f"{name}: {'; '.join(held)}: that ends first, or --driver {current}"
+                    )
                 _bounded(lambda: self._bus.bind(name, self._driver), f"binding {self._driver}")
             node = events.wait(self._node, _NODE_TIMEOUT)
         if node is None:
@@ -88,12 +94,12 @@ class KernelAttachment:
         return collect(devices=[device])
 
     def detach(self, *, answering: bool) -> str | None:
-        """Takes it off the bus; the kernel writes its caches back first. Where the device does not
-        answer and somebody uses it, that would wait for ever, and all of the bus with it: it is
-        left."""
+        """Takes it off the bus; the kernel writes its caches back first. Where somebody uses it, it
+        is left, whatever the end's reason: they would lose it, and where the device does not answer
+        that would wait for ever, and all of the bus with it."""
         if self._name not in self._bus.names():
             return None
-        if not answering and (held := self.users()):
+        if held := self.users():
             return f"{'; '.join(held)}; {self.left()}"
         try:
             _bounded(self._delete, f"taking {self._name} off the vDPA bus")
