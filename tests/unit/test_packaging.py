@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.rules.tree import ROOT
+from vduse.channel.kernel_records import runtime_directory
 from vduse.daemon.doctor.kernel import MODULES
 
 PACKAGING = ROOT / "packaging"
@@ -41,6 +42,16 @@ def test_files_go_where_they_are_looked_for(host: Path) -> None:
 def test_modules_are_those_that_the_doctor_looks_for(host: Path) -> None:
     lines = (host / "usr/lib/modules-load.d/vduse.conf").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == list(MODULES)
+
+
+def test_the_services_records_are_not_in_roots_own_folder(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    lines = (host / "usr/lib/systemd/system/vduse@.service").read_text().splitlines()
+    [name] = [line.split("=")[1] for line in lines if line.startswith("RuntimeDirectory=")]
+    assert f"/run/{name}" != runtime_directory()
 
 
 @pytest.mark.needs("systemctl")
