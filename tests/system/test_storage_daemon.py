@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,10 +20,12 @@ from tests.unit.qmp_client import QmpClient
 from vduse import _native
 from vduse.backends.file import open_file
 from vduse.channel.embedded import EmbeddedControl
+from vduse.daemon.qmp.errors import QmpError
 from vduse.daemon.storage import nodes
 from vduse.daemon.storage.chardevs import Chardev
 from vduse.daemon.storage.commands import commands
 from vduse.daemon.storage.daemon import Daemon, OptionError
+from vduse.daemon.storage.pidfile import PidFile
 from vduse.framework import Framework
 
 MIB = 1 << 20
@@ -506,6 +509,23 @@ def test_the_pid_file_is_this_daemons_alone(host: Host) -> None:
     with pytest.raises(OptionError) as refused, host.daemon(pidfile="/none/pid"):
         pass
     assert str(refused.value) == "cannot create PID file: '/none/pid': No such file or directory"
+    with host.daemon(pidfile=str(path)):
+        path.unlink()
+        path.write_text("another program's\n")
+    assert path.read_text() == "another program's\n"
+
+
+def test_a_pid_file_that_cannot_be_written_is_not_left(host: Host) -> None:
+    path, before = host.folder / "pid", len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(QmpError, match="File too large"):
+            PidFile(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not path.exists()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_inherited_socket(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -146,3 +147,25 @@ def test_socket_that_cannot_be_had(folder: Path) -> None:
             attachment.attach(device)
         attachment.detach(answering=True)
     attachment.close()
+
+
+@pytest.mark.parametrize("answer", [b'{"error": 5}', b'{"error": null}', b"[]", b"x" * (2 << 20)])
+def test_a_server_that_speaks_otherwise(folder: Path, dev: Any, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("bus.qmp")
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as lines:
+                connection.sendall(b'{"QMP": {}}\n')
+                lines.readline()
+                connection.sendall(b'{"return": {}}\n')
+                lines.readline()
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    connection.sendall(answer + b"\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert dev("list") == "vduse: error: bus.qmp: not QMP\n"
+        thread.join()

@@ -45,6 +45,13 @@ def test_who_has_what(sysfs: Path) -> None:
     assert bus.driver("disk1") is None
 
 
+@pytest.mark.parametrize("name", [".", "..", "", "../devices/disk0", "/"])
+def test_a_path_is_no_device(sysfs: Path, name: str) -> None:
+    with pytest.raises(OSError) as unknown:
+        VdpaBus(sysfs).unbind(name)
+    assert unknown.value.errno == errno.ENODEV
+
+
 @pytest.mark.parametrize("what", ["driver", "unbind", "node"])
 def test_unknown_device_is_enodev(sysfs: Path, what: str) -> None:
     with pytest.raises(OSError, match="disk2") as unknown:

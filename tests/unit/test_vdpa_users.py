@@ -33,6 +33,15 @@ def test_stopped_program() -> None:
     assert found.stopped
 
 
+def test_a_partition_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that goes while it is looked at."""
+    (tmp_path / "class/block/full/full1/dev").mkdir(parents=True)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/mountinfo").touch()
+    monkeypatch.setattr("stat.S_ISBLK", lambda _mode: True)
+    assert users(NODE, tmp_path, tmp_path) == ()
+
+
 def test_no_node_no_users() -> None:
     assert programs("/dev/no-such") == []
     assert users("/dev/no-such") == ()

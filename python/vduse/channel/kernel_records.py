@@ -87,7 +87,8 @@ class KernelRecords:
                 self._name,
                 error,
             )
-            # Who finds the file must not believe that a reset is under way.
+            # Who finds the file must not believe that a reset is under way, nor, where it could
+            # not be read, that its driver is this one.
             self._end()
             self._remove()
             return None
@@ -213,10 +214,10 @@ class KernelRecords:
             os.pwrite(self._fd, self._header.pack(), self._header.size)
 
     def _remove(self) -> None:
-        if self._header is not None:
+        if self._directory >= 0:
             with contextlib.suppress(OSError):
                 os.unlink(self._name + _SUFFIX, dir_fd=self._directory)
-            self._drop()
+        self._drop()
 
     def _ignored(self, why: str) -> None:
         log.warning("%s: in-flight record ignored: %s", self._name, why)

@@ -72,6 +72,7 @@ class VdpaBus:
 
     def _device(self, name: str) -> Path:
         path = self._bus / "devices" / name
-        if not path.exists():
+        # Of the folder itself: a name may be a path.
+        if name not in self.names():
             raise OSError(errno.ENODEV, f"no device {name} on the vDPA bus")
         return path

@@ -74,8 +74,9 @@ def requests_in_flight(node: str, sysfs: Path = SYSFS) -> int:
 
 def _partitions(disk: Path) -> Iterator[int]:
     for file in disk.glob(f"{disk.name}*/dev"):
-        major, minor = file.read_text().split(":")
-        yield os.makedev(int(major), int(minor))
+        with suppress(OSError):  # it has gone meanwhile
+            major, minor = file.read_text().split(":")
+            yield os.makedev(int(major), int(minor))
 
 
 def _with_open(numbers: set[int], proc: Path) -> Iterator[Program]:

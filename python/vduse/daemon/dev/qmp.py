@@ -24,6 +24,8 @@ T = TypeVar("T")
 _GREETING_TIMEOUT = 5.0
 #: Seconds for a command, which may wait for a device's program.
 _ANSWER_TIMEOUT = 120.0
+#: Bytes of an answer.
+_LONGEST_LINE = 1 << 20
 
 _ADVICE = {
     errno.ENOENT: "no such socket",
@@ -207,13 +209,15 @@ class QmpFace:
             pass
         if "return" in message:
             return message["return"]
-        error = message.get("error", {})
+        error = message.get("error")
+        if not isinstance(error, dict):
+            raise UserError(f"{self._path}: not QMP")
         if error.get("class") == ErrorClass.COMMAND_NOT_FOUND:
             raise UserError(f"{self._path}: serves QMP, but no vDPA bus")
         raise UserError(str(error.get("desc", "no answer")))
 
     def _message(self) -> dict[str, Any]:
-        line = self._lines.readline()
+        line = self._lines.readline(_LONGEST_LINE)
         try:
             message = json.loads(line)
         except ValueError:

@@ -15,21 +15,27 @@ class PidFile:
     def __init__(self, path: str) -> None:
         """QmpError: another program has it, or it cannot be written."""
         self._path = path
+        self._fd = -1
         try:
             self._fd = self._lock()
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
+            self.close()
             text = f"cannot create PID file: '{path}': {error.strerror}"
             if isinstance(error, BlockingIOError | PermissionError):
                 text += " (another program's, or not yours to write)"
             raise QmpError(text) from None
 
     def close(self) -> None:
-        """Removes it."""
+        """Removes it, unless another file has taken its place."""
+        if self._fd < 0:
+            return
         with suppress(OSError):
-            os.unlink(self._path)
+            if _same(self._path, self._fd):
+                os.unlink(self._path)
         os.close(self._fd)
+        self._fd = -1
 
     def _lock(self) -> int:
         """Where it was removed meanwhile, by its last owner's end, it is made again."""
