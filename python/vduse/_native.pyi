@@ -66,6 +66,10 @@ class CallSocket:
         after close.
         """
     def fileno(self) -> int: ...
+    def start_counting(self) -> None:
+        """Counts what the data path calls from now on. Idempotent."""
+    def counts(self) -> dict[tuple[int, int], int]:
+        """What the data path has called: ioctl number and errno (0: success), how often."""
     def close(self) -> None: ...
 
 @final
@@ -76,6 +80,10 @@ class KernelNode:
     def __new__(cls, fd: int, api_version: int) -> Self: ...
     def fileno(self) -> int:
         """The fd, for poll, read, write and all other ioctls. ValueError after close."""
+    def start_counting(self) -> None:
+        """Counts what the data path calls from now on. Idempotent."""
+    def counts(self) -> dict[tuple[int, int], int]:
+        """What the data path has called: ioctl number and errno (0: success), how often."""
     def close(self) -> None:
         """Closes the node, though a data path may still hold it: its misses and irqs fail."""
 

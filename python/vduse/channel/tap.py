@@ -176,8 +176,9 @@ class Recorder:
 
 
 def normalized(records: Sequence[Record]) -> list[Record]:
-    """The records with times zeroed, and request ids and kick fd numbers replaced by small ones
-    in order of appearance, so that two runs can be compared."""
+    """The records with times zeroed, request ids replaced by small ones in order of appearance,
+    kick fd numbers by 0, and addresses of virtqueues, where there are any, by 1, so that two runs
+    can be compared."""
     ids: dict[tuple[str, int], int] = {}
 
     def renumbered(device: str, request_id: int) -> int:
@@ -200,6 +201,15 @@ def normalized(records: Sequence[Record]) -> list[Record]:
                 eventfd = abi.VqEventfd.unpack(payload)
                 eventfd = replace(eventfd, fd=min(eventfd.fd, 0))
                 result.append(replace(record, time=0.0, payload=eventfd.pack()))
+            case Called(nr=abi.Ioctl.VQ_GET_INFO, answer=answer) if len(answer) == abi.VqInfo.SIZE:
+                info = abi.VqInfo.unpack(answer)
+                info = replace(
+                    info,
+                    desc_addr=min(info.desc_addr, 1),
+                    driver_addr=min(info.driver_addr, 1),
+                    device_addr=min(info.device_addr, 1),
+                )
+                result.append(replace(record, time=0.0, answer=info.pack()))
             case _:
                 result.append(replace(record, time=0.0))
     return result

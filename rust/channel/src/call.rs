@@ -1,5 +1,6 @@
 //! The call socket of docs/channel.md, as its caller.
 
+use crate::outcomes::{Counts, Outcomes};
 use crate::{IrqSink, abi};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
@@ -52,6 +53,7 @@ impl Answer {
 pub struct CallSocket {
     socket: OwnedFd,
     exchange: Mutex<Exchange>,
+    outcomes: Outcomes,
 }
 
 #[derive(Debug)]
@@ -85,7 +87,18 @@ impl CallSocket {
                 buffer: Box::new([0; MAX_PACKET]),
             }),
             socket,
+            outcomes: Outcomes::default(),
         }
+    }
+
+    /// Counts what the data path calls from now on.
+    pub fn start_counting(&self) {
+        self.outcomes.start();
+    }
+
+    /// What the data path has called, by result.
+    pub fn counts(&self) -> Counts {
+        self.outcomes.counts()
     }
 
     /// One call: the ioctl's number, its struct, and the fds that it names.
@@ -193,10 +206,17 @@ impl CallSocket {
     }
 }
 
+impl CallSocket {
+    /// A call of the data path's.
+    pub(crate) fn counted(&self, nr: u32, payload: &[u8]) -> Result<Answer, Errno> {
+        let answer = self.call(nr, payload, &[]).and_then(Answer::ok);
+        self.outcomes.note(nr, answer)
+    }
+}
+
 impl Resolver for CallSocket {
     fn resolve(&self, start: Iova, last: Iova) -> Result<(Backing, Entry), Errno> {
-        let request = abi::iotlb_request(start, last);
-        let mut answer = self.call(abi::IOTLB_GET_FD, &request, &[])?.ok()?;
+        let mut answer = self.counted(abi::IOTLB_GET_FD, &abi::iotlb_request(start, last))?;
         let entry = abi::iotlb_entry(&answer.payload);
         match (entry, answer.fds.pop()) {
             (Some(entry), Some(fd)) if answer.fds.is_empty() => Ok((fd.into(), entry)),
@@ -207,8 +227,7 @@ impl Resolver for CallSocket {
 
 impl IrqSink for CallSocket {
     fn inject_irq(&self, index: u32) -> Result<(), Errno> {
-        self.call(abi::VQ_INJECT_IRQ, &index.to_ne_bytes(), &[])?
-            .ok()
+        self.counted(abi::VQ_INJECT_IRQ, &index.to_ne_bytes())
             .map(drop)
     }
 }

@@ -1,5 +1,6 @@
 //! The kernel's device node, /dev/vduse/NAME, as the data path uses it.
 
+use crate::outcomes::{Counts, Outcomes};
 use crate::{IrqSink, abi};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
@@ -15,6 +16,7 @@ pub struct KernelNode {
     /// `None` after close.
     fd: RwLock<Option<OwnedFd>>,
     api_version: u64,
+    outcomes: Outcomes,
 }
 
 impl KernelNode {
@@ -23,7 +25,18 @@ impl KernelNode {
         KernelNode {
             fd: RwLock::new(Some(fd)),
             api_version,
+            outcomes: Outcomes::default(),
         }
+    }
+
+    /// Counts what the data path calls from now on.
+    pub fn start_counting(&self) {
+        self.outcomes.start();
+    }
+
+    /// What the data path has called, by result.
+    pub fn counts(&self) -> Counts {
+        self.outcomes.counts()
     }
 
     /// Closes the node: once this returns, the next one may open it. Later calls get `EBADF`.
@@ -49,7 +62,8 @@ impl KernelNode {
         // SAFETY: an ioctl of linux/vduse.h reads and writes the struct behind its pointer, of
         // the size that its number names, which is what `Struct` passes. It keeps no pointer to that; what
         // the struct's own addresses name is for `UmemPort::reg_umem`'s caller to answer for.
-        unsafe { ioctl(fd, Struct::<NR, SIZE>(arg)) }
+        let result = unsafe { ioctl(fd, Struct::<NR, SIZE>(arg)) };
+        self.outcomes.note(NR, result)
     }
 
     fn iotlb_get_fd<const NR: u32, const SIZE: usize>(

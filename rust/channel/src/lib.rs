@@ -4,10 +4,12 @@
 mod abi;
 mod call;
 mod kernel;
+mod outcomes;
 mod umem;
 
 pub use call::{Answer, CallSocket, MAX_FDS, MAX_PACKET};
 pub use kernel::KernelNode;
+pub use outcomes::Counts;
 pub use umem::UmemPort;
 
 use rustix::io::Errno;

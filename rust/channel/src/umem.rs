@@ -47,17 +47,17 @@ impl UmemPort for KernelNode {
 impl UmemPort for CallSocket {
     fn umem_size(&self, iova: Iova, last: Iova) -> Result<Option<u64>, Errno> {
         let asked = abi::iova_info(iova, last);
-        let answer = self.call(abi::IOTLB_GET_INFO, &asked, &[])?.ok()?;
+        let answer = self.counted(abi::IOTLB_GET_INFO, &asked)?;
         Ok(abi::umem_size(&answer.payload, iova))
     }
 
     unsafe fn reg_umem(&self, address: usize, size: u64) -> Result<(), Errno> {
         let umem = abi::iova_umem(address, size);
-        self.call(abi::IOTLB_REG_UMEM, &umem, &[])?.ok().map(drop)
+        self.counted(abi::IOTLB_REG_UMEM, &umem).map(drop)
     }
 
     fn dereg_umem(&self, size: u64) -> Result<(), Errno> {
         let umem = abi::iova_umem(0, size);
-        self.call(abi::IOTLB_DEREG_UMEM, &umem, &[])?.ok().map(drop)
+        self.counted(abi::IOTLB_DEREG_UMEM, &umem).map(drop)
     }
 }

@@ -7,7 +7,7 @@ use pyo3::types::PyBytes;
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vduse_channel::{IrqSink, UmemPort};
+use vduse_channel::{Counts, IrqSink, UmemPort};
 use vduse_device::Hookup;
 
 /// One end of a call socket of the embedded channel; see `_native.pyi`.
@@ -62,6 +62,15 @@ impl CallSocket {
         Ok(self.shared()?.as_fd().as_raw_fd())
     }
 
+    fn start_counting(&self) -> PyResult<()> {
+        self.shared()?.start_counting();
+        Ok(())
+    }
+
+    fn counts(&self) -> PyResult<Counts> {
+        Ok(self.shared()?.counts())
+    }
+
     fn close(&self) -> PyResult<()> {
         if let Some(socket) = self.open()?.take() {
             // Others may still hold it: a call that waits, the data path.
@@ -86,6 +95,15 @@ impl KernelNode {
     fn fileno(&self) -> PyResult<c_int> {
         let number = self.0.get()?.as_raw_fd();
         number.ok_or_else(|| error::closed("device node"))
+    }
+
+    fn start_counting(&self) -> PyResult<()> {
+        self.0.get()?.start_counting();
+        Ok(())
+    }
+
+    fn counts(&self) -> PyResult<Counts> {
+        Ok(self.0.get()?.counts())
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

@@ -1,0 +1,250 @@
+"""Ports with a tap on them: a device's side of any channel, the kernel's too.
+
+control = TappedControl(KernelControl(), recorder)
+
+What the data path calls goes past the tap: it is only counted
+(:meth:`TappedControl.data_path_calls`).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
+
+from vduse.channel.base import Channel, ControlPort, Resolver
+from vduse.channel.tap import Tap
+from vduse.control.abi import (
+    DevConfig,
+    DevRequest,
+    DevResponse,
+    DevSetConfig,
+    ExtCall,
+    Ioctl,
+    IotlbEntry,
+    IovaInfo,
+    IovaUmem,
+    VqConfig,
+    VqEventfd,
+    VqInfo,
+    pack_name,
+    pack_u32,
+    pack_u64,
+)
+
+T = TypeVar("T")
+#: What an ioctl that succeeded gave back: its struct, and fds.
+_Answer = tuple[bytes, int]
+
+
+class _Calls:
+    """The calls of one port, told to a tap."""
+
+    def __init__(self, tap: Tap, device: str) -> None:
+        self.tap = tap
+        self.device = device
+
+    def make(
+        self,
+        nr: Ioctl | ExtCall,
+        payload: bytes,
+        call: Callable[[], T],
+        answer: Callable[[T], _Answer] = lambda _: (b"", 0),
+        *,
+        fds: int = 0,
+    ) -> T:
+        """The call's result; whatever it raises."""
+        try:
+            result = call()
+        except OSError as error:
+            number = error.errno or errno.EIO
+            self.tap.on_call(self.device, nr, payload, fds, -number, b"", 0)
+            raise
+        self.tap.on_call(self.device, nr, payload, fds, 0, *answer(result))
+        return result
+
+
+class TappedControl:
+    """A :class:`~vduse.channel.base.ControlPort` with a tap; takes over ``control``."""
+
+    def __init__(self, control: ControlPort, tap: Tap) -> None:
+        self._control = control
+        self._calls = _Calls(tap, "")
+        self._opened: list[TappedChannel] = []
+
+    def get_api_version(self) -> int:
+        return self._calls.make(
+            Ioctl.GET_API_VERSION,
+            b"",
+            self._control.get_api_version,
+            lambda version: (pack_u64(version), 0),
+        )
+
+    def set_api_version(self, version: int) -> None:
+        self._calls.make(
+            Ioctl.SET_API_VERSION,
+            pack_u64(version),
+            lambda: self._control.set_api_version(version),
+        )
+
+    def create_dev(self, config: DevConfig) -> None:
+        self._calls.make(Ioctl.CREATE_DEV, config.pack(), lambda: self._control.create_dev(config))
+
+    def destroy_dev(self, name: str) -> None:
+        self._calls.make(
+            Ioctl.DESTROY_DEV, pack_name(name), lambda: self._control.destroy_dev(name)
+        )
+
+    def open(self, name: str) -> TappedChannel:
+        """Only an open that succeeds is told of."""
+        channel = TappedChannel(self._control.open(name), self._calls.tap, name)
+        self._opened.append(channel)
+        return channel
+
+    def data_path_calls(self) -> Counter[tuple[int, int]]:
+        """How often the data paths of all channels from here made an ioctl with a result: by
+        number, and errno or 0."""
+        return sum((channel.data_path_calls() for channel in self._opened), Counter())
+
+    def close(self) -> None:
+        self._control.close()
+
+
+class TappedChannel:
+    """A :class:`~vduse.channel.base.Channel` with a tap, from its open on; takes over
+    ``channel``."""
+
+    def __init__(self, channel: Channel, tap: Tap, name: str) -> None:
+        self._channel = channel
+        self._calls = _Calls(tap, name)
+        #: Once it is closed.
+        self._data_path: Counter[tuple[int, int]] | None = None
+        channel.resolver().start_counting()
+        tap.on_open(name)
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        return self._channel.extensions
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def receive(self) -> DevRequest | None:
+        request = self._channel.receive()
+        if request is not None:
+            self._calls.tap.on_message(self._calls.device, request.pack())
+        return request
+
+    def respond(self, response: DevResponse) -> None:
+        # Before it: once it is there, whoever waits for it goes on.
+        self._calls.tap.on_response(self._calls.device, response.pack())
+        self._channel.respond(response)
+
+    def dev_get_features(self) -> int:
+        return self._calls.make(
+            Ioctl.DEV_GET_FEATURES,
+            b"",
+            self._channel.dev_get_features,
+            lambda features: (pack_u64(features), 0),
+        )
+
+    def dev_set_config(self, offset: int, data: bytes) -> None:
+        self._calls.make(
+            Ioctl.DEV_SET_CONFIG,
+            DevSetConfig(offset, data).pack(),
+            lambda: self._channel.dev_set_config(offset, data),
+        )
+
+    def dev_inject_config_irq(self) -> None:
+        self._calls.make(Ioctl.DEV_INJECT_CONFIG_IRQ, b"", self._channel.dev_inject_config_irq)
+
+    def vq_setup(self, index: int, max_size: int, group: int = 0) -> None:
+        self._calls.make(
+            Ioctl.VQ_SETUP,
+            VqConfig(index, max_size, group).pack(),
+            lambda: self._channel.vq_setup(index, max_size, group),
+        )
+
+    def vq_get_info(self, index: int) -> VqInfo:
+        return self._calls.make(
+            Ioctl.VQ_GET_INFO,
+            VqInfo(index).pack(),
+            lambda: self._channel.vq_get_info(index),
+            lambda info: (info.pack(), 0),
+        )
+
+    def vq_setup_kickfd(self, index: int, fd: int) -> None:
+        self._calls.make(
+            Ioctl.VQ_SETUP_KICKFD,
+            VqEventfd(index, fd).pack(),
+            lambda: self._channel.vq_setup_kickfd(index, fd),
+            fds=int(fd >= 0),
+        )
+
+    def vq_inject_irq(self, index: int) -> None:
+        self._calls.make(
+            Ioctl.VQ_INJECT_IRQ, pack_u32(index), lambda: self._channel.vq_inject_irq(index)
+        )
+
+    def iotlb_get_fd(self, start: int, last: int) -> tuple[IotlbEntry, int]:
+        """Told of as version 0's, whichever the channel uses."""
+        return self._calls.make(
+            Ioctl.IOTLB_GET_FD,
+            IotlbEntry(start=start, last=last).pack(),
+            lambda: self._channel.iotlb_get_fd(start, last),
+            lambda found: (found[0].pack(), 1),
+        )
+
+    def iotlb_get_info(self, start: int, last: int) -> IovaInfo:
+        return self._calls.make(
+            Ioctl.IOTLB_GET_INFO,
+            IovaInfo(start, last).pack(),
+            lambda: self._channel.iotlb_get_info(start, last),
+            lambda info: (info.pack(), 0),
+        )
+
+    def iotlb_reg_umem(self, umem: IovaUmem) -> None:
+        self._calls.make(
+            Ioctl.IOTLB_REG_UMEM, umem.pack(), lambda: self._channel.iotlb_reg_umem(umem)
+        )
+
+    def iotlb_dereg_umem(self, umem: IovaUmem) -> None:
+        self._calls.make(
+            Ioctl.IOTLB_DEREG_UMEM, umem.pack(), lambda: self._channel.iotlb_dereg_umem(umem)
+        )
+
+    def resolver(self) -> Resolver:
+        return self._channel.resolver()
+
+    def vq_get_callfd(self, index: int) -> int:
+        return self._calls.make(
+            ExtCall.VQ_GET_CALLFD,
+            pack_u32(index),
+            lambda: self._channel.vq_get_callfd(index),
+            lambda _: (b"", 1),
+        )
+
+    def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int | None:
+        return self._calls.make(
+            ExtCall.GET_INFLIGHT_FD,
+            pack_u64(size),
+            lambda: self._channel.get_inflight_fd(size, features, fresh),
+            lambda fd: (b"", int(fd is not None)),
+        )
+
+    def clear_inflight(self) -> None:
+        """Not told of: nothing crosses a channel."""
+        self._channel.clear_inflight()
+
+    def data_path_calls(self) -> Counter[tuple[int, int]]:
+        """As :meth:`TappedControl.data_path_calls`, of this one."""
+        if self._data_path is not None:
+            return self._data_path
+        return Counter(self._channel.resolver().counts())
+
+    def close(self) -> None:
+        if self._data_path is None:
+            self._data_path = self.data_path_calls()
+            self._channel.close()
+            self._calls.tap.on_close(self._calls.device)
