@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vduse.bus.iotlb import Iotlb, Mapping, SharedFile
-from vduse.framework.domain import IovaDomain
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +61,3 @@ def test_the_fd_is_closed_with_its_last_mapping() -> None:
     iotlb.remove(0, 0)
     assert os.read(read_end, 1) == b""
     os.close(read_end)
-
-
-def test_at_most_2048_entries_on_7_2(file: SharedFile) -> None:
-    domain = IovaDomain(1 << 20, max_entries=2048)
-    mappings = [Mapping(at, at, file, 0, 3) for at in range(2049)]
-    domain.set_map(mappings[:2048])
-    with pytest.raises(OSError) as caught:
-        domain.set_map(mappings)
-    assert caught.value.errno == errno.ENOSPC
-    assert domain.first(2047, 2047) is not None

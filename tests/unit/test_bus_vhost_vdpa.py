@@ -26,6 +26,8 @@ class FakeVdpa:
     name = "vd0"
     nvqs = 2
     strict_vring_num = False
+    strict_config_offset = False
+    max_iotlb_entries: int | None = None
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -289,10 +291,10 @@ class TestIotlb:
             [(0x1000, 0x1FFF, 0, 1), (0x3000, 0x3FFF, 0x1000, 3)],
         ]
 
-    def test_overlap_is_eexist(self, opened: VhostVdpaFile, vdpa: FakeVdpa, memory: int) -> None:
+    def test_overlap_is_efault(self, opened: VhostVdpaFile, vdpa: FakeVdpa, memory: int) -> None:
         opened.iotlb_update(0x1000, 0x1000, memory, 0, 3)
-        assert fails(opened.iotlb_update, 0x1FFF, 1, memory, 0, 3) == errno.EEXIST
-        assert fails(opened.iotlb_update, 0, ALL, memory, 0, 3) == errno.EEXIST
+        assert fails(opened.iotlb_update, 0x1FFF, 1, memory, 0, 3) == errno.EFAULT
+        assert fails(opened.iotlb_update, 0, ALL, memory, 0, 3) == errno.EFAULT
         assert len(vdpa.maps) == 1
 
     def test_a_batch_is_one_update(
@@ -320,18 +322,48 @@ class TestIotlb:
         self, opened: VhostVdpaFile, vdpa: FakeVdpa, memory: int
     ) -> None:
         vdpa.refuses.add("map")
-        assert fails(opened.iotlb_update, 0x1000, 0x1000, memory, 0, 3) == errno.EIO
+        assert fails(opened.iotlb_update, 0x1000, 0x1000, memory, 0, 3) == errno.EFAULT
         vdpa.refuses.clear()
         opened.iotlb_update(0x1000, 0x1000, memory, 0, 3)
 
-    @pytest.mark.parametrize(
-        ("iova", "size", "perm", "asid"),
-        [(0, 0, 3, 0), (ALL, 2, 3, 0), (0, 4096, 0, 0), (0, 4096, 4, 0), (0, 4096, 3, 1)],
-    )
-    def test_einval(
-        self, opened: VhostVdpaFile, memory: int, iova: int, size: int, perm: int, asid: int
+    def test_a_limit_of_entries(self, opened: VhostVdpaFile, vdpa: FakeVdpa, memory: int) -> None:
+        vdpa.max_iotlb_entries = 2
+        for iova in (0x1000, 0x2000):
+            opened.iotlb_update(iova, 0x1000, memory, 0, 3)
+        assert fails(opened.iotlb_update, 0x3000, 0x1000, memory, 0, 3) == errno.EFAULT
+        opened.iotlb_invalidate(0x1000, 1)
+        opened.iotlb_update(0x3000, 0x1000, memory, 0, 3)
+
+    def test_a_refusal_of_what_nothing_is_told_of_is_survived(
+        self, opened: VhostVdpaFile, vdpa: FakeVdpa, memory: int
     ) -> None:
-        assert fails(opened.iotlb_update, iova, size, memory, 0, perm, asid) == errno.EINVAL
+        opened.iotlb_batch_begin()
+        opened.iotlb_update(0x1000, 0x1000, memory, 0, 3)
+        vdpa.refuses.add("map")
+        opened.iotlb_batch_end()
+        opened.iotlb_invalidate(0x1000, 0x1000)
+
+    @pytest.mark.parametrize(
+        ("iova", "size", "perm", "asid", "expected"),
+        [
+            (0, 0, 3, 0, errno.EINVAL),
+            (0, 4096, 0, 0, errno.EINVAL),
+            (0, 4096, 4, 0, errno.EINVAL),
+            (ALL, 2, 3, 0, errno.EFAULT),
+            (0, 4096, 3, 1, errno.EFAULT),
+        ],
+    )
+    def test_what_makes_no_sense(
+        self,
+        opened: VhostVdpaFile,
+        memory: int,
+        iova: int,
+        size: int,
+        perm: int,
+        asid: int,
+        expected: int,
+    ) -> None:
+        assert fails(opened.iotlb_update, iova, size, memory, 0, perm, asid) == expected
 
     def test_what_cannot_be_shared_is_einval(self, opened: VhostVdpaFile, memory: int) -> None:
         read_end, write_end = os.pipe()

@@ -207,19 +207,35 @@ def test_an_older_config_is_never_stored_last(
     assert FakeDriver.made[0].size == 4096 * 512
 
 
-@pytest.mark.parametrize("refused", [1, 3, 0xB, 0xF])
-def test_a_failure_adds_0x80(framework: Framework, devices: Devices, refused: int) -> None:
+@pytest.mark.parametrize(
+    ("refused", "sent", "error"),
+    [(0xB, [0, 1, 3, 0xB, 0x83], FeaturesRefused), (0xF, [*PROBE, 0xF, 0x8B], DeviceRefused)],
+)
+def test_a_failure_adds_0x80(
+    framework: Framework, devices: Devices, refused: int, sent: list[int], error: type[OSError]
+) -> None:
+    """FEATURES_OK refused, or DRIVER_OK twice."""
     device = devices.make()
     device.reply = lambda request: DevResponse(
         request.request_id, int(request.message == SetStatus(refused))
     )
-    expected = FeaturesRefused if refused == 0xB else DeviceRefused
-    with pytest.raises(expected):
+    with pytest.raises(error):
         framework.dev_add("vd0")
-    sent = PROBE[: PROBE.index(refused) + 1]
-    assert statuses(device) == [*sent, sent[-2] | 0x80]
+    assert statuses(device) == sent
     assert framework.bus.devices == {}
     assert not vq_info(device, 0).ready
+
+
+@pytest.mark.parametrize(("refused", "sent"), [(0, PROBE), (1, [0, 1, 2, 0xA, 0xE])])
+def test_other_refused_statuses_are_no_failure(
+    framework: Framework, devices: Devices, refused: int, sent: list[int]
+) -> None:
+    device = devices.make()
+    device.reply = lambda request: DevResponse(
+        request.request_id, int(request.message == SetStatus(refused))
+    )
+    framework.dev_add("vd0")
+    assert statuses(device) == sent
 
 
 def test_a_device_without_version_1_is_given_up(framework: Framework, devices: Devices) -> None:
@@ -257,7 +273,7 @@ def test_dev_del_resets_then_stops_with_enodev(framework: Framework, devices: De
     device = devices.make()
     framework.dev_add("vd0")
     framework.dev_del("vd0")
-    assert statuses(device) == [*PROBE, 0]
+    assert statuses(device) == [*PROBE, 0, 1]
     assert FakeDriver.made[0].stopped == errno.ENODEV
     assert framework.bus.devices == {}
 
@@ -287,6 +303,6 @@ def test_rebind(framework: Framework, devices: Devices) -> None:
     framework.bus.bind("vd0", "virtio_vdpa")
     framework.bus.unbind("vd0")
     assert framework.bus.devices == {"vd0": None}
-    assert statuses(device) == [*PROBE, 0, 0, 0, *PROBE, 0]
+    assert statuses(device) == [*PROBE, 0, 1, 0, 0, *PROBE, 0, 1]
     with pytest.raises(NoDriver, match="choose one of"):
         framework.bus.bind("vd0", "virtio_pci")

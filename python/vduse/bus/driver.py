@@ -56,7 +56,7 @@ class Driver(Protocol):
     def iotlb_update(
         self, iova: int, size: int, fd: int, offset: int, perm: int, asid: int = 0
     ) -> None:
-        """Maps ``size`` bytes at ``offset`` of a shared memory fd. OSError EEXIST, EINVAL."""
+        """Maps ``size`` bytes at ``offset`` of a shared memory fd. OSError EINVAL, EFAULT."""
 
     def iotlb_invalidate(self, iova: int, size: int, asid: int = 0) -> None: ...
     def iotlb_batch_begin(self) -> None: ...

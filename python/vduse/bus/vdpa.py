@@ -36,6 +36,14 @@ class VdpaDevice(Protocol):
     def strict_vring_num(self) -> bool:
         """vhost_vdpa refuses a queue longer than its maximum (Linux 7.2)."""
 
+    @property
+    def max_iotlb_entries(self) -> int | None:
+        """Most mappings that vhost_vdpa takes; None: no limit."""
+
+    @property
+    def strict_config_offset(self) -> bool:
+        """vhost_vdpa refuses the config space's end as an offset by EINVAL (Linux 7.2)."""
+
     def get_device_id(self) -> int: ...
     def get_vendor_id(self) -> int: ...
     def get_device_features(self) -> int:

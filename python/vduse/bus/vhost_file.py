@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import mmap
 import os
 import threading
@@ -14,6 +15,8 @@ from vduse.bus.iotlb import Iotlb, Mapping, SharedFile
 from vduse.bus.kick import DriverKick
 from vduse.bus.vdpa import VdpaDevice
 from vduse.control.features import Feature, Status
+
+log = logging.getLogger(__name__)
 
 # linux/vhost_types.h: VHOST_BACKEND_F_IOTLB_MSG_V2, _BATCH, _ASID are bits 1 to 3.
 BACKEND_FEATURES = 1 << 1 | 1 << 2 | 1 << 3
@@ -214,30 +217,46 @@ class VhostVdpaFile:
         self, iova: int, size: int, fd: int, offset: int, perm: int, asid: int = 0
     ) -> None:
         """As one piece of VHOST_IOTLB_UPDATE: outside a batch, the device is told at once.
-        OSError EEXIST: overlaps; EINVAL: range, perm, asid, or a file that cannot be shared
-        (the kernel skips such memory; here a file is named, so it is an error); EBADF."""
-        self._check_asid(asid)
-        _check_range(iova, size)
+        OSError EINVAL: no bytes, perm, or a file that cannot be shared (the kernel skips such
+        memory; here a file is named, so it is an error); EBADF; EFAULT for all else, as the
+        kernel: it overlaps, it wraps, asid, too many entries, the device refuses it."""
+        if size == 0:
+            raise OSError(errno.EINVAL, "no bytes to map")
         if perm not in _PROTECTION:
             raise OSError(errno.EINVAL, f"perm {perm}: 1 (read), 2 (write) or 3")
+        self._check_asid(asid)
+        _check_range(iova, size)
         with self._lock:
             mapping = Mapping(iova, iova + size - 1, SharedFile(fd), offset, perm)
-            if self._iotlb.first(mapping.start, mapping.last) is None:
-                _check_mappable(mapping)
+            there = self._iotlb.first(mapping.start, mapping.last)
+            if there is not None:
+                raise OSError(
+                    errno.EFAULT,
+                    f"IOVAs {mapping.start:#x}-{mapping.last:#x} overlap the mapping "
+                    f"{there.start:#x}-{there.last:#x}: invalidate that first",
+                )
+            limit = self._vdpa.max_iotlb_entries
+            if limit is not None and len(self._iotlb) >= limit:
+                raise OSError(errno.EFAULT, f"more than {limit} IOTLB entries: map larger regions")
+            _check_mappable(mapping)
             self._iotlb.add(mapping)
             try:
                 self._publish()
+            except OSError as error:
+                self._iotlb.remove(mapping.start, mapping.last)
+                self._publish_quietly()
+                raise OSError(errno.EFAULT, str(error)) from error
             except BaseException:
                 self._iotlb.remove(mapping.start, mapping.last)
                 raise
 
     def iotlb_invalidate(self, iova: int, size: int, asid: int = 0) -> None:
-        """Removes every mapping that overlaps. OSError EINVAL."""
+        """Removes every mapping that overlaps, whatever the device makes of it. OSError EFAULT."""
         self._check_asid(asid)
         _check_range(iova, size)
         with self._lock:
             self._iotlb.remove(iova, iova + size - 1)
-            self._publish()
+            self._publish_quietly()
 
     def iotlb_batch_begin(self) -> None:
         with self._lock:
@@ -245,10 +264,11 @@ class VhostVdpaFile:
             self._in_batch = True
 
     def iotlb_batch_end(self) -> None:
+        """Tells the device. As in the kernel, what it makes of it raises nothing here."""
         with self._lock:
             if self._in_batch:
                 self._in_batch = False
-                self._publish()
+                self._publish_quietly()
 
     def close(self) -> None:
         """Resets the device, ends the watching of kicks, forgets the IOTLB. Idempotent."""
@@ -280,6 +300,12 @@ class VhostVdpaFile:
         if not self._in_batch:
             self._vdpa.set_map(self._iotlb)
 
+    def _publish_quietly(self) -> None:
+        try:
+            self._publish()
+        except OSError as error:
+            log.warning("%s: IOTLB update: %s", self._vdpa.name, error)
+
     def _check_index(self, index: int) -> int:
         if not 0 <= index < self._vdpa.nvqs:
             raise OSError(errno.ENOBUFS, f"the device has no virtqueue {index}")
@@ -287,11 +313,11 @@ class VhostVdpaFile:
 
     def _check_asid(self, asid: int) -> None:
         if self._vdpa and asid != 0:
-            raise OSError(errno.EINVAL, f"no address space {asid}")
+            raise OSError(errno.EFAULT, f"no address space {asid}")
 
     def _check_config(self, offset: int, length: int) -> None:
         size = self._vdpa.get_config_size()
-        if length == 0 or not 0 <= offset <= size:
+        if length == 0 or not 0 <= offset <= size - self._vdpa.strict_config_offset:
             raise OSError(errno.EINVAL, f"config offset {offset}, {length} bytes of {size}")
         if length > size - offset:
             raise OSError(errno.E2BIG, f"config offset {offset}, {length} bytes of {size}")
@@ -306,7 +332,7 @@ def _check_u64(*values: int) -> None:
 
 def _check_range(iova: int, size: int) -> None:
     if size <= 0 or iova < 0 or iova + size - 1 > _U64_MAX:
-        raise OSError(errno.EINVAL, f"IOVA {iova:#x}, {size} bytes")
+        raise OSError(errno.EFAULT, f"IOVA {iova:#x}, {size} bytes")
 
 
 def _check_mappable(mapping: Mapping) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from vduse.bus.class_driver import ClassDriver, ClassDriverType
-from vduse.bus.errors import FeaturesRefused, NoDriver, VdpaError
+from vduse.bus.errors import DeviceRefused, FeaturesRefused, NoDriver, VdpaError
 from vduse.bus.vdpa import VdpaDevice, reset_quietly
 from vduse.bus.virtio_blk import VirtioBlk
 from vduse.bus.virtio_rng import VirtioRng
@@ -32,9 +33,10 @@ class VirtioVdpa:
     def __init__(
         self, vdpa: VdpaDevice, class_drivers: Mapping[int, ClassDriverType] = CLASS_DRIVERS
     ) -> None:
-        """Probes: statuses 0, 1, 3, 0xB, 0xF; on a failure, FAILED is added. ``class_drivers``:
-        by virtio device id. NoDriver: none for this device; FeaturesRefused; DeviceRefused;
-        DeviceTimedOut."""
+        """Probes: statuses 0, 1, 3, 0xB, 0xF; on a failure, FAILED is added. As in the kernel, a
+        refused status is no failure by itself: it is not stored, and the next one lacks its bit.
+        ``class_drivers``: by virtio device id. NoDriver: none for this device; FeaturesRefused;
+        DeviceRefused: DRIVER_OK, twice; DeviceTimedOut."""
         self._vdpa = vdpa
         class_driver = class_drivers.get(vdpa.get_device_id())
         if class_driver is None:
@@ -43,14 +45,19 @@ class VirtioVdpa:
                 f"{vdpa.name} is virtio device {vdpa.get_device_id()}; virtio_vdpa drives {known} "
                 "only: bind it to vhost_vdpa"
             )
-        vdpa.reset()
+        with _may_be_refused(vdpa.name):
+            vdpa.reset()
         try:
-            self._add_status(Status.ACKNOWLEDGE)
-            self._add_status(Status.DRIVER)
+            for status in (Status.ACKNOWLEDGE, Status.DRIVER):
+                with _may_be_refused(vdpa.name):
+                    self._add_status(status)
             features = self._negotiate(class_driver.FEATURES)
             self._driver: ClassDriver = class_driver(vdpa, features)
             self._set_up_queues(features)
-            self._add_status(Status.DRIVER_OK)
+            with _may_be_refused(vdpa.name):
+                self._add_status(Status.DRIVER_OK)
+            if not vdpa.get_status() & Status.DRIVER_OK:
+                self._add_status(Status.DRIVER_OK)
             self._driver.start()
         except BaseException:
             self._fail()
@@ -66,9 +73,14 @@ class VirtioVdpa:
         return self._driver
 
     def remove(self) -> None:
-        """Resets the device, then fails what is outstanding with ENODEV."""
+        """Resets the device, fails what is outstanding with ENODEV, and acknowledges the device
+        for who comes next, as virtio does."""
         reset_quietly(self._vdpa)
         self._driver.stop(errno.ENODEV)
+        try:
+            self._add_status(Status.ACKNOWLEDGE)
+        except VdpaError as error:
+            log.warning("%s: status ACKNOWLEDGE: %s", self._vdpa.name, error)
 
     def _add_status(self, bit: int) -> None:
         self._vdpa.set_status(self._vdpa.get_status() | bit)
@@ -107,3 +119,12 @@ class VirtioVdpa:
         for index in range(self._vdpa.nvqs):
             self._vdpa.set_vq_ready(index, False)
         self._vdpa.set_config_cb(None)
+
+
+@contextmanager
+def _may_be_refused(name: str) -> Iterator[None]:
+    """The device may refuse what is done here: virtio does not ask."""
+    try:
+        yield
+    except DeviceRefused as error:
+        log.warning("%s: refused: %s", name, error)

@@ -126,7 +126,7 @@ class VduseDevice:
             if self.attached:
                 raise DeviceExists(f"{self.name} is on the vDPA bus already")
             if self.domain is None:
-                self.domain = IovaDomain(self._bounce_size, self.profile.max_iotlb_entries)
+                self.domain = IovaDomain(self._bounce_size)
             self.attached = True
             return self.domain
 

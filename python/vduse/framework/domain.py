@@ -30,9 +30,8 @@ class Region:
 class IovaDomain:
     """Guarded by the device's lock."""
 
-    def __init__(self, bounce_size: int, max_entries: int | None = None) -> None:
+    def __init__(self, bounce_size: int) -> None:
         self.native = _native.Domain(bounce_size)
-        self._max_entries = max_entries
         self._mapped: Iotlb | None = None
         self._has_umem = False
 
@@ -55,14 +54,9 @@ class IovaDomain:
         return None
 
     def set_map(self, mappings: Iterable[Mapping]) -> None:
-        """Replaces everything. OSError ENOSPC: too many entries; EEXIST: they overlap."""
+        """Replaces everything. OSError EEXIST: they overlap."""
         mapped = Iotlb()
         for mapping in mappings:
-            if self._max_entries is not None and len(mapped) >= self._max_entries:
-                raise OSError(
-                    errno.ENOSPC,
-                    f"more than {self._max_entries} IOTLB entries: map larger regions",
-                )
             mapped.add(mapping)
         self._mapped = mapped
 

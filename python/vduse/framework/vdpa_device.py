@@ -69,6 +69,14 @@ class VdpaDevice:
     def strict_vring_num(self) -> bool:
         return self._device.profile.strict_vring_num
 
+    @property
+    def max_iotlb_entries(self) -> int | None:
+        return self._device.profile.max_iotlb_entries
+
+    @property
+    def strict_config_offset(self) -> bool:
+        return self._device.profile.strict_config_offset
+
     def detach(self) -> None:
         """Leaves the bus."""
         self._device.detach()
