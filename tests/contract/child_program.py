@@ -1,4 +1,4 @@
-"""The same program in a process of its own: calls go over a socket, as pickles and fds.
+"""The same programs in processes of their own: calls go over a socket, as pickles and fds.
 
 Processes are forked from one that has imported everything and has no threads, the *nursery*. A
 call is ``(object, method, *arguments)``, its answer the result or the exception. Connections are
@@ -16,14 +16,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from tests.contract.embedded_program import LocalMemory, LocalNode, LocalProgram
+from tests.contract.embedded_program import EmbeddedProgram
+from tests.contract.kernel_program import KernelProgram
+from tests.contract.local_program import LocalMemory, LocalNode
+from tests.contract.vhost_opener import VhostOpener
 from vduse import _native
 from vduse.channel.base import Channel, ControlPort
 from vduse.control.abi import (
@@ -43,7 +46,7 @@ _TREE = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class _Fd:
+class Fd:
     """An fd in a call or an answer; on the way, its place among the packet's fds."""
 
     number: int
@@ -60,17 +63,17 @@ class _Kept:
 _TAKES_OVER = {"open_with"}
 #: Results that are or contain fds.
 _FD_RESULTS: dict[str, Callable[[Any], Any]] = {
-    "channel.iotlb_get_fd": lambda result: (result[0], _Fd(result[1])),
-    "channel.vq_get_callfd": _Fd,
-    "channel.get_inflight_fd": _Fd,
+    "channel.iotlb_get_fd": lambda result: (result[0], Fd(result[1])),
+    "channel.vq_get_callfd": Fd,
+    "channel.get_inflight_fd": Fd,
 }
 
 
 def _send(sock: socket.socket, values: tuple[Any, ...]) -> list[int]:
     """Sends; the fds that went along."""
-    fds = [value.number for value in values if isinstance(value, _Fd)]
+    fds = [value.number for value in values if isinstance(value, Fd)]
     places = iter(range(len(fds)))
-    values = tuple(_Fd(next(places)) if isinstance(value, _Fd) else value for value in values)
+    values = tuple(Fd(next(places)) if isinstance(value, Fd) else value for value in values)
     socket.send_fds(sock, [pickle.dumps(values)], fds)
     return fds
 
@@ -81,7 +84,7 @@ def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]] | None:
     if not data:
         return None
     values: tuple[Any, ...] = pickle.loads(data)
-    placed = (fds[value.number] if isinstance(value, _Fd) else value for value in values)
+    placed = (fds[value.number] if isinstance(value, Fd) else value for value in values)
     return tuple(placed), fds
 
 
@@ -89,8 +92,8 @@ def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]] | None:
 
 
 class _Server:
-    def __init__(self, program: LocalProgram) -> None:
-        self._kept: dict[int, Any] = {_ROOT: program}
+    def __init__(self, root: object) -> None:
+        self._kept: dict[int, Any] = {_ROOT: root}
 
     def serve(self, sock: socket.socket) -> None:
         """Until the other end is gone."""
@@ -132,19 +135,28 @@ def _become(user: int) -> None:
         os.setresuid(user, user, user)
 
 
+#: What a child may be.
+_KINDS: dict[str, Callable[[Any], object]] = {
+    "embedded": EmbeddedProgram,
+    "kernel": lambda _: KernelProgram(),
+    "vhost": lambda _: VhostOpener(),
+}
+
+
 def nursery(fd: int) -> None:
-    """Forks a program for each order that comes over socket ``fd``: a user id, the sockets of
-    the program's calls and of its control node. Answers with the process number."""
+    """Forks a child for each order that comes over socket ``fd``: what it is, a user id, the
+    socket of its calls, and the control socket of an embedded program. Answers with the process
+    number."""
     orders = socket.socket(fileno=fd)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while (order := _receive(orders)) is not None:
-        (user, calls, control), fds = order
+        (kind, user, calls, control), fds = order
         pid = os.fork()
         if pid == 0:
             orders.close()
             _become(user)
-            _Server(LocalProgram(control)).serve(socket.socket(fileno=calls))
+            _Server(_KINDS[kind](control)).serve(socket.socket(fileno=calls))
             os._exit(0)
         for fd in fds:
             os.close(fd)
@@ -152,6 +164,9 @@ def nursery(fd: int) -> None:
 
 
 # --- in the test ---------------------------------------------------------------------------
+
+#: One order at a time, from any thread.
+_ORDERING = threading.Lock()
 
 
 @cache
@@ -171,14 +186,6 @@ def _orders() -> socket.socket:
 
     atexit.register(end)
     return ours
-
-
-def _fork(calls: socket.socket, control: int, user: int) -> int:
-    """A pidfd of a new program."""
-    _send(_orders(), (user, _Fd(calls.fileno()), _Fd(control)))
-    answer = _receive(_orders())
-    assert answer is not None, "the nursery is dead"
-    return os.pidfd_open(answer[0][0])
 
 
 class _Connection:
@@ -204,6 +211,41 @@ class _Connection:
 
     def close(self) -> None:
         self._sock.close()
+
+
+class Child:
+    """A process that serves calls on an object of its own."""
+
+    def __init__(self, kind: str, *, control: int | None = None, user: int = 0) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            port = None if control is None else Fd(control)
+            with _ORDERING:
+                _send(_orders(), (kind, user, Fd(theirs.fileno()), port))
+                answer = _receive(_orders())
+        assert answer is not None, "the nursery is dead"
+        (self.pid,), _ = answer
+        self._process = os.pidfd_open(self.pid)
+        self.calls = _Connection(ours)
+        #: It was ended.
+        self.ended = False
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """A method of that object."""
+        return self.calls.call(_ROOT, method, *arguments)
+
+    def signal(self, number: int) -> None:
+        """As kill(2)."""
+        signal.pidfd_send_signal(self._process, number)
+
+    def end(self) -> None:
+        """SIGKILL; it is gone when this returns. Idempotent."""
+        if not self.ended:
+            self.ended = True
+            self.signal(signal.SIGKILL)
+            select.select([self._process], [], [])
+            os.close(self._process)
+            self.calls.close()
 
 
 class ChildMemory:
@@ -265,7 +307,7 @@ class ChildChannel:
         return info
 
     def vq_setup_kickfd(self, index: int, fd: int) -> None:
-        self._call("vq_setup_kickfd", index, _Fd(fd) if fd >= 0 else fd)
+        self._call("vq_setup_kickfd", index, Fd(fd) if fd >= 0 else fd)
 
     def vq_inject_irq(self, index: int) -> None:
         self._call("vq_inject_irq", index)
@@ -327,7 +369,7 @@ class ChildNode:
         os.eventfd_read(self._stop)
 
     def ioctl(self, nr: int, payload: bytes, fd: int | None = None) -> bytes:
-        passed = None if fd is None else _Fd(fd)
+        passed = None if fd is None else Fd(fd)
         return bytes(self._calls.call(self._number, "ioctl", nr, payload, passed))
 
     def write(self, data: bytes) -> None:
@@ -353,6 +395,7 @@ class _ChildControl:
 
     def __init__(self, calls: _Connection) -> None:
         self._calls = calls
+        self.created: dict[str, DevConfig] = {}
 
     def get_api_version(self) -> int:
         return int(self._call("get_api_version"))
@@ -362,6 +405,7 @@ class _ChildControl:
 
     def create_dev(self, config: DevConfig) -> None:
         self._call("create_dev", config)
+        self.created[config.name] = config
 
     def destroy_dev(self, name: str) -> None:
         self._call("destroy_dev", name)
@@ -377,54 +421,58 @@ class _ChildControl:
 
 
 class ChildProgram:
-    """Implements :class:`tests.contract.ports.Program`. Takes over the control socket."""
+    """Implements :class:`tests.contract.ports.Program`."""
 
-    def __init__(self, control: int, *, unprivileged: bool = False) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = _fork(theirs, control, _NOBODY if unprivileged else 0)
-        os.close(control)
-        self._calls = _Connection(ours)
+    def __init__(self, control: int | None, *, unprivileged: bool = False) -> None:
+        """On a control socket, which it takes over, or on /dev/vduse (None)."""
+        kind = "kernel" if control is None else "embedded"
+        #: The process.
+        self.child = Child(kind, control=control, user=_NOBODY if unprivileged else 0)
+        if control is not None:
+            os.close(control)
+        self._calls = self.child.calls
         self._control = _ChildControl(self._calls)
-        self._nodes: list[ChildNode] = []
-        self._ended = False
+        self._nodes: list[tuple[str, ChildNode]] = []
 
     @property
     def control(self) -> ControlPort:
         return self._control
 
+    @property
+    def created(self) -> Mapping[str, DevConfig]:
+        """What it made devices of, by their names."""
+        return self._control.created
+
+    def node(self, name: str) -> ChildNode | None:
+        """The node it has opened last by that name."""
+        return next((node for at, node in reversed(self._nodes) if at == name), None)
+
     def open(self, name: str) -> ChildNode:
         stop = os.eventfd(0, os.EFD_CLOEXEC)
         try:
-            kept: _Kept = self._calls.call(_ROOT, "open_with", name, _Fd(stop))
+            kept: _Kept = self.child.call("open_with", name, Fd(stop))
         except BaseException:
             os.close(stop)
             raise
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._calls.call(_ROOT, "connect", _Fd(theirs.fileno()))
+            self.child.call("connect", Fd(theirs.fileno()))
         node = ChildNode(self._calls, _Connection(ours), kept.number, stop)
-        self._nodes.append(node)
+        self._nodes.append((name, node))
         return node
 
     def control_ioctl(self, nr: int, payload: bytes) -> bytes:
-        return bytes(self._calls.call(_ROOT, "control_ioctl", nr, payload))
+        return bytes(self.child.call("control_ioctl", nr, payload))
 
     def memory(self, size: int) -> ChildMemory:
-        kept: _Kept = self._calls.call(_ROOT, "memory", size)
+        kept: _Kept = self.child.call("memory", size)
         return ChildMemory(self._calls, kept.number)
 
     def limit_locked_memory(self, size: int) -> None:
-        self._calls.call(_ROOT, "limit_locked_memory", size)
+        self.child.call("limit_locked_memory", size)
 
     def end(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        signal.pidfd_send_signal(self._process, signal.SIGKILL)
-        select.select([self._process], [], [])
-        os.close(self._process)
-        for node in self._nodes:
+        self.child.end()
+        for _, node in self._nodes:
             node.forget()
         self._nodes.clear()
-        self._calls.close()

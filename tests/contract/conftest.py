@@ -9,38 +9,76 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
+from tests.contract.device_ring import finish_all
 from tests.contract.devices import BOUNCE, RawDevice
 from tests.contract.embedded import EmbeddedPlatform
+from tests.contract.kernel import KernelPlatform
+from tests.contract.page import difference_rows
 from tests.contract.ports import Disk, Platform, Program, Where
 from vduse.bus.driver import Driver
 
-#: Everything there is: name, profile, where device programs run, and how to make one.
-PLATFORMS: list[tuple[str, str, Where, Callable[[], Platform]]] = [
-    ("embedded-6.12", "6.12", "process", lambda: EmbeddedPlatform("6.12", "process")),
-    ("embedded-6.12-child", "6.12", "child", lambda: EmbeddedPlatform("6.12", "child")),
-    ("embedded-7.2", "7.2", "process", lambda: EmbeddedPlatform("7.2", "process")),
-    ("embedded-7.2-child", "7.2", "child", lambda: EmbeddedPlatform("7.2", "child")),
+
+@dataclass(frozen=True)
+class Implementation:
+    """One platform there is."""
+
+    name: str
+    profile: str
+    #: Where device programs run.
+    where: Where
+    make: Callable[[], Platform]
+    #: It is Linux itself, and runs in a guest with that kernel.
+    linux: bool = False
+
+    def fits(self, test: pytest.Function) -> bool:
+        """Whether a test is for it, by the test's marks."""
+        profile = test.get_closest_marker("profile")
+        where = test.get_closest_marker("where")
+        return (
+            (profile is None or self.profile in profile.args)
+            and (where is None or self.where in where.args)
+            and not (self.linux and shows_differences_only(test))
+        )
+
+    def parameter(self) -> ParameterSet:
+        """For tests' ``platform``."""
+        marks = [pytest.mark.kernel(self.profile)] if self.linux else []
+        return pytest.param(self.make, id=self.name, marks=marks)
+
+
+def shows_differences_only(test: pytest.Function) -> bool:
+    """Whether all rows of a test are intended differences from Linux: the one reason for which
+    a test does not run there."""
+    return set(marked_rows(test)) <= set(difference_rows())
+
+
+def marked_rows(test: pytest.Function) -> list[str]:
+    """The rows that a test shows."""
+    return [row for mark in test.iter_markers("row") for row in mark.args]
+
+
+IMPLEMENTATIONS = [
+    Implementation("embedded-6.12", "6.12", "process", lambda: EmbeddedPlatform("6.12", "process")),
+    Implementation(
+        "embedded-6.12-child", "6.12", "child", lambda: EmbeddedPlatform("6.12", "child")
+    ),
+    Implementation("embedded-7.2", "7.2", "process", lambda: EmbeddedPlatform("7.2", "process")),
+    Implementation("embedded-7.2-child", "7.2", "child", lambda: EmbeddedPlatform("7.2", "child")),
+    Implementation("kernel-6.12", "6.12", "child", lambda: KernelPlatform("6.12"), linux=True),
+    Implementation("kernel-7.2", "7.2", "child", lambda: KernelPlatform("7.2"), linux=True),
 ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrises ``platform`` by the marks."""
-    if "platform" not in metafunc.fixturenames:
-        return
-    profile = metafunc.definition.get_closest_marker("profile")
-    where = metafunc.definition.get_closest_marker("where")
-    fit = [
-        (name, make)
-        for name, of_profile, in_where, make in PLATFORMS
-        if (profile is None or of_profile in profile.args)
-        and (where is None or in_where in where.args)
-    ]
-    metafunc.parametrize(
-        "platform", [make for _, make in fit], ids=[name for name, _ in fit], indirect=True
-    )
+    if "platform" in metafunc.fixturenames:
+        fit = [each.parameter() for each in IMPLEMENTATIONS if each.fits(metafunc.definition)]
+        metafunc.parametrize("platform", fit, indirect=True)
 
 
 @pytest.fixture
@@ -100,4 +138,5 @@ def disk(platform: Platform, served: RawDevice) -> Iterator[Disk]:
     platform.set_attribute("vd0", "bounce_size", BOUNCE)
     platform.dev_add("vd0", "virtio_vdpa")
     yield platform.disk("vd0")
+    finish_all(served.node)
     platform.dev_del("vd0")

@@ -182,6 +182,11 @@ class RawDevice:
 def make_live(driver: Driver, features: int = BASE) -> None:
     """All of a driver's start, without queues."""
     driver.set_status(0)
+    go_live(driver, features)
+
+
+def go_live(driver: Driver, features: int = BASE) -> None:
+    """The same of a device that was reset, whose queues may be set up."""
     driver.set_status(Status.ACKNOWLEDGE)
     driver.set_status(STARTED)
     driver.set_features(features)

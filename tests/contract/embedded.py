@@ -6,14 +6,22 @@ import os
 import signal
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.contract.child_program import ChildProgram
-from tests.contract.embedded_program import LocalProgram
+from tests.contract.devices import DEADLINE, background
+from tests.contract.embedded_program import EmbeddedProgram
 from tests.contract.ports import BlockProgram, Disk, Program, Where
 from vduse.bus.driver import Driver
 from vduse.framework import Framework
 from vduse.testing.harness import BlkSpec, ChildDevice, LocalDevice
+
+
+class _Killed(BaseException):
+    """Ends a waiter."""
 
 
 class _ChildBlock:
@@ -69,7 +77,7 @@ class EmbeddedPlatform:
         self._blocks: list[BlockProgram] = []
 
     def program(self) -> Program:
-        make = ChildProgram if self.where == "child" else LocalProgram
+        make = ChildProgram if self.where == "child" else EmbeddedProgram
         return self._add(make(self._framework.control()))
 
     def unprivileged_program(self) -> Program:
@@ -112,6 +120,24 @@ class EmbeddedPlatform:
 
     def driver(self, name: str) -> Driver:
         return self._framework.bus.vhost(name).open()
+
+    def kill_opener(self, name: str, when: Callable[[], object]) -> None:
+        # Waiters here are threads, and a signal's handler may end this one.
+        def kill(number: int, frame: object) -> None:
+            raise _Killed
+
+        def then_kill() -> None:
+            when()
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+        before = signal.signal(signal.SIGUSR1, kill)
+        try:
+            killing = background(then_kill)
+            with pytest.raises(_Killed):
+                self.driver(name)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        killing.result(DEADLINE)
 
     def disk(self, name: str) -> Disk:
         return self._framework.disk(name)

@@ -40,8 +40,11 @@ class HandDriver:
         self._frames = queues * _RING
         self._data = self._frames + queues * QUEUE_SIZE * _FRAME
 
-    def start(self, *enabled: int) -> None:
-        """Through DRIVER_OK, with these queues enabled."""
+    def start(self, *enabled: int, base: int | None = None) -> None:
+        """From the reset through DRIVER_OK, with these queues enabled; each goes on from
+        ``base``, as VHOST_GET_VRING_BASE gave it."""
+        if base is None:
+            base = PACKED_START if self.packed else 0
         driver = self.driver
         driver.set_status(0)
         driver.set_status(STARTED)
@@ -50,7 +53,7 @@ class HandDriver:
         for index, ring in enumerate(self.rings):
             driver.set_vring_num(index, QUEUE_SIZE)
             driver.set_vring_addr(index, *ring.areas)
-            driver.set_vring_base(index, PACKED_START if self.packed else 0)
+            driver.set_vring_base(index, base)
             driver.set_vring_call(index, self.calls[index])
         for index in enabled:
             driver.set_vring_enable(index, True)

@@ -6,7 +6,7 @@ One more implementation is one more class of :class:`Platform` and a line in con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 from vduse.bus.driver import Driver
@@ -155,6 +155,10 @@ class Platform(Protocol):
     def unbind(self, name: str) -> None: ...
     def driver(self, name: str) -> Driver:
         """Opens the device bound to vhost_vdpa."""
+
+    def kill_opener(self, name: str, when: Callable[[], object]) -> None:
+        """Somebody opens the device bound to vhost_vdpa, waits for its answer, and is killed as
+        soon as ``when`` has returned, which runs on a thread of its own."""
 
     def disk(self, name: str) -> Disk:
         """Of the device bound to virtio_vdpa."""

@@ -166,8 +166,7 @@ def test_get_vq_state_drains_and_the_queue_goes_on_from_there(vhost: Driver, pac
                 total += len(done)
                 assert base == total
             # The driver starts it again where it stands; what was not taken is found there.
-            vhost.set_vring_base(0, base)
-            vhost.set_vring_enable(0, True)
+            hand.start(0, base=base)
             hand.kick()
             left = DEPTH - len(done)
             assert len(hand.reap(0, left)) == left
@@ -237,8 +236,7 @@ def test_memory_that_goes_away_stops_its_device_only(platform: Platform, packed:
         hand.kick()
         with refused(errno.EIO):
             while True:  # until the fault: a queue that stopped before it is started again
-                base = driver.get_vring_base(0)
-                driver.set_vring_base(0, base)
+                hand.start(0, base=driver.get_vring_base(0))
                 hand.kick()
         driver.set_status(0)
         os.ftruncate(hand.memory.fd, SIZE)

@@ -205,6 +205,7 @@ def test_reg_umem_of_anything_but_the_bounce_region_is_einval(
         with refused(errno.EINVAL):
             served.channel.iotlb_reg_umem(bad)
     served.channel.iotlb_reg_umem(good)
+    served.channel.iotlb_dereg_umem(good)
 
 
 @pytest.mark.row("umem.exists")
@@ -216,6 +217,7 @@ def test_reg_umem_twice_is_eexist(served: RawDevice, disk: Disk) -> None:
         served.channel.iotlb_reg_umem(umem)
     with refused(errno.EINVAL):  # that check comes first
         served.channel.iotlb_reg_umem(replace(umem, iova=PAGE))
+    served.channel.iotlb_dereg_umem(umem)
 
 
 @pytest.mark.row("umem.locked-memory")
@@ -227,6 +229,7 @@ def test_reg_umem_past_rlimit_memlock_is_enomem(served: RawDevice, disk: Disk) -
         served.channel.iotlb_reg_umem(umem)
     served.program.limit_locked_memory(BOUNCE)
     served.channel.iotlb_reg_umem(umem)
+    served.channel.iotlb_dereg_umem(umem)
 
 
 @pytest.mark.row("umem.dereg")

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.contract.device_ring import DeviceRing
-from tests.contract.devices import BOUNCE, RawDevice, blk_config, refused
+from tests.contract.devices import BOUNCE, RawDevice, blk_config
 from tests.contract.ports import Disk, Platform, Program
 from vduse.control.abi import ACCESS_RW, IotlbEntry
 
@@ -51,6 +51,16 @@ def test_rings_are_coherent_memory_above_the_bounce_region(served: RawDevice, di
         assert BOUNCE <= entry.start <= entry.last <= LIMIT
         assert entry.offset == entry.start
         assert entry.start % PAGE == 0
+
+
+@pytest.mark.row("difference.ring-place")
+def test_a_rings_areas_lie_one_by_one_from_the_bounce_region_upwards(
+    served: RawDevice, disk: Disk
+) -> None:
+    info = served.channel.vq_get_info(0)
+    starts = [entry.start for entry, _ in regions(served)]
+    assert starts[:3] == [info.desc_addr, info.driver_addr, info.device_addr]
+    assert starts[0] == BOUNCE
 
 
 @pytest.mark.row("domain.coherent-unbounced")
@@ -146,28 +156,6 @@ def test_requests_larger_than_the_bounce_region_are_split(served: RawDevice, dis
             ring.finish(head, chain)
         done = disk.reap(0, 0)
     assert done == [(token, BOUNCE)]
-
-
-@pytest.mark.row("domain.max-entries")
-@pytest.mark.profile("7.2")
-def test_at_most_2048_iotlb_entries(platform: Platform, served: RawDevice) -> None:
-    platform.dev_add("vd0", "vhost_vdpa")
-    driver = platform.driver("vd0")
-    fd = os.memfd_create("driver")
-    os.ftruncate(fd, PAGE)
-
-    def map_pages(count: int) -> None:
-        driver.iotlb_batch_begin()
-        for number in range(count):
-            driver.iotlb_update(2 * PAGE * (number + 1), PAGE, fd, 0, ACCESS_RW)
-        driver.iotlb_batch_end()
-
-    map_pages(2048)
-    driver.iotlb_invalidate(0, 1 << 40)
-    with refused(errno.ENOSPC):
-        map_pages(2049)
-    os.close(fd)
-    driver.close()
 
 
 # --- reclaim (RFC v2) ----------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from dataclasses import replace
 
 import pytest
@@ -151,38 +150,19 @@ def test_a_message_is_sent_whether_or_not_a_daemon_is_there(
     successor.stop()
 
 
-class Killed(BaseException):
-    """The signal that ends a waiter."""
-
-
 @pytest.mark.row("message.killed-waiter")
 def test_a_killed_waiter_takes_back_its_own_message_only(
     platform: Platform, device: RawDevice
 ) -> None:
-    """Waiters here are threads and signals end them; one of two is killed."""
-
-    def kill(number: int, frame: object) -> None:
-        raise Killed
-
-    def kill_after_reading() -> DevRequest:
-        request = device.receive()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        return request
-
+    """One of two waiters is killed, after its message was read."""
     other = RawDevice.create(device.program, blk_config("vd1"))
     for name in ("vd0", "vd1"):
         platform.dev_add(name, "vhost_vdpa")
     second = background(lambda: platform.driver("vd1"))
-    before = signal.signal(signal.SIGUSR1, kill)
-    try:
-        reading = background(kill_after_reading)
-        with pytest.raises(Killed):
-            platform.driver("vd0")
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    late = reading.result(DEADLINE)
+    read: list[DevRequest] = []
+    platform.kill_opener("vd0", lambda: read.append(device.receive()))
     if not platform.refuses_responses:
-        device.answer(late)  # nobody waits for it any more
+        device.answer(read[0])  # nobody waits for it any more
     device.serve()
     other.serve()
     platform.driver("vd0").close()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.contract.device_ring import DeviceRing
+from tests.contract.device_ring import DeviceRing, finish_all
 from tests.contract.devices import (
     AGREED,
     BASE,
@@ -18,6 +18,7 @@ from tests.contract.devices import (
     RawDevice,
     background,
     blk_config,
+    go_live,
     make_live,
     ok,
     readable,
@@ -95,11 +96,11 @@ def test_reset_clears_status_features_and_queues(
     served: RawDevice, driver: Driver, eventfd: Callable[[], int]
 ) -> None:
     kick = eventfd()
-    make_live(driver)
     driver.set_vring_num(0, 16)
     driver.set_vring_addr(0, 0x1000, 0x2000, 0x3000)
     driver.set_vring_base(0, 9)
     driver.set_vring_enable(0, True)
+    go_live(driver)
     served.channel.vq_setup_kickfd(0, kick)
     driver.set_status(0)
     assert served.seen[-1] == SetStatus(0)
@@ -128,26 +129,23 @@ def test_reset_happens_even_where_the_device_refuses_it(served: RawDevice, drive
 
 
 @pytest.mark.row("reset.bounce-entry")
-def test_reset_drops_the_bounce_entry_and_keeps_coherent_ones(
-    platform: Platform, served: RawDevice, disk: Disk
-) -> None:
+def test_reset_drops_the_bounce_entry(platform: Platform, served: RawDevice, disk: Disk) -> None:
     disk.submit([("write", 0, bytes(PAGE))])
-    ring = served.channel.vq_get_info(0).desc_addr
     _, fd = served.channel.iotlb_get_fd(0, PAGE)
     os.close(fd)
     found: list[bool] = []
 
     def look(request: DevRequest) -> DevResponse:
-        if request.message == SetStatus(1):  # after the reset of the probe that follows
+        if request.message == SetStatus(1):  # after the reset
             with refused(errno.EINVAL):
                 served.channel.iotlb_get_fd(0, PAGE)
             found.append(True)
         return ok(request)
 
+    finish_all(served.node)
     served.reply = look
     platform.bind("vd0", "virtio_vdpa")
-    assert found == [True]
-    assert served.channel.iotlb_get_info(ring, ring).start <= ring
+    assert found == [True, True]  # of the old driver's end, of the new one's start
 
 
 @pytest.mark.row("reset.irq-work")
@@ -176,17 +174,73 @@ def test_virtio_vdpa_sends_statuses_0_1_3_b_f(served: RawDevice, disk: Disk) -> 
     assert served.seen == [SetStatus(status) for status in (0, 1, STARTED, AGREED, LIVE)]
 
 
-@pytest.mark.row("attach.probe-failure")
-@pytest.mark.parametrize("at", [1, STARTED, AGREED, LIVE])
-def test_a_failed_probe_adds_failed(platform: Platform, served: RawDevice, at: int) -> None:
-    def fail_once(request: DevRequest) -> DevResponse:
-        return refuse(request) if request.message == SetStatus(at) else ok(request)
+@pytest.mark.row("attach.remove")
+def test_unbinding_virtio_vdpa_sends_statuses_0_1(platform: Platform, served: RawDevice) -> None:
+    platform.dev_add("vd0", "virtio_vdpa")
+    count = len(served.seen)
+    platform.unbind("vd0")
+    assert served.seen[count:] == [SetStatus(0), SetStatus(1)]
+    platform.dev_del("vd0")
+    assert len(served.seen) == count + 2
 
-    served.reply = fail_once
+
+@pytest.mark.row("attach.probe-failure")
+def test_a_failed_probe_adds_failed(platform: Platform, served: RawDevice) -> None:
+    def fail(request: DevRequest) -> DevResponse:
+        return refuse(request) if request.message == SetStatus(AGREED) else ok(request)
+
+    served.reply = fail
     with refused(errno.EIO, errno.ENODEV):
         platform.dev_add("vd0", "virtio_vdpa")
-    before = {1: 0, STARTED: 1, AGREED: STARTED, LIVE: AGREED}[at]
-    assert served.seen[-1] == SetStatus(before | 0x80)
+    assert served.seen[-1] == SetStatus(STARTED | 0x80)
+
+
+@pytest.mark.row("attach.refused-status")
+@pytest.mark.parametrize(
+    ("at", "statuses"),
+    [
+        (0, (0, 1, 3, 0xB, 0xF)),
+        (1, (0, 1, 2, 0xA, 0xE)),
+        (3, (0, 1, 3, 9, 0xD)),
+        (0xF, (0, 1, 3, 0xB, 0xF, 0xF)),
+    ],
+)
+def test_a_probe_goes_on_after_a_refused_status(
+    platform: Platform, served: RawDevice, at: int, statuses: tuple[int, ...]
+) -> None:
+    """It is not stored: what follows lacks its bit; DRIVER_OK is sent again."""
+    left = [SetStatus(at)]
+
+    def refuse_once(request: DevRequest) -> DevResponse:
+        if request.message in left:
+            left.clear()
+            return refuse(request)
+        return ok(request)
+
+    served.reply = refuse_once
+    platform.dev_add("vd0", "virtio_vdpa")
+    assert served.seen == [SetStatus(status) for status in statuses]
+    platform.dev_del("vd0")
+
+
+@pytest.mark.row("difference.driver-ok")
+def test_driver_ok_refused_twice_fails_the_probe(platform: Platform, served: RawDevice) -> None:
+    def fail(request: DevRequest) -> DevResponse:
+        return refuse(request) if request.message == SetStatus(LIVE) else ok(request)
+
+    served.reply = fail
+    with refused(errno.EIO):
+        platform.dev_add("vd0", "virtio_vdpa")
+    assert served.seen[-3:] == [SetStatus(LIVE), SetStatus(LIVE), SetStatus(AGREED | 0x80)]
+
+
+@pytest.mark.row("difference.outstanding")
+def test_unbinding_ends_what_is_outstanding(
+    platform: Platform, served: RawDevice, disk: Disk
+) -> None:
+    (token,) = disk.submit([("write", 0, bytes(PAGE))])
+    platform.unbind("vd0")
+    assert disk.reap(1) == [(token, -errno.ENODEV)]
 
 
 @pytest.mark.row("attach.dev-add")
