@@ -65,6 +65,7 @@ _TAKES_OVER = {"open_with"}
 _FD_RESULTS: dict[str, Callable[[Any], Any]] = {
     "channel.iotlb_get_fd": lambda result: (result[0], Fd(result[1])),
     "channel.vq_get_callfd": Fd,
+    "channel.vq_get_kickfd": lambda result: result if result is None else Fd(result),
     "channel.get_inflight_fd": Fd,
 }
 
@@ -331,6 +332,10 @@ class ChildChannel:
 
     def vq_get_callfd(self, index: int) -> int:
         return int(self._call("vq_get_callfd", index))
+
+    def vq_get_kickfd(self, index: int) -> int | None:
+        fd: int | None = self._call("vq_get_kickfd", index)
+        return fd
 
     def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int:
         return int(self._call("get_inflight_fd", size, features, fresh))

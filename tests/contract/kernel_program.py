@@ -39,7 +39,7 @@ class KernelNode(LocalNode):
 
 class _Control(KernelControl):
     def ioctl(self, nr: int, payload: bytes) -> bytes:
-        return _ioctl(self._fd, nr, payload)
+        return _ioctl(self._node(), nr, payload)
 
 
 class KernelProgram(LocalProgram):

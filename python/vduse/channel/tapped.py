@@ -225,6 +225,14 @@ class TappedChannel:
             lambda _: (b"", 1),
         )
 
+    def vq_get_kickfd(self, index: int) -> int | None:
+        return self._calls.make(
+            ExtCall.VQ_GET_KICKFD,
+            pack_u32(index),
+            lambda: self._channel.vq_get_kickfd(index),
+            lambda fd: (b"", int(fd is not None)),
+        )
+
     def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int | None:
         return self._calls.make(
             ExtCall.GET_INFLIGHT_FD,

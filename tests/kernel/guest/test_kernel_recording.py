@@ -25,7 +25,7 @@ from tests.kernel.guest.bed import (
 )
 from tests.kernel.guest.vhost_session import drive
 from vduse import _native
-from vduse.channel.base import EXT_CALLFD, Channel, ControlPort
+from vduse.channel.base import EXT_INFLIGHT, Channel, ControlPort
 from vduse.channel.embedded import inherited
 from vduse.channel.kernel import KernelControl
 from vduse.channel.render import call_name, result_text
@@ -142,11 +142,11 @@ class EmbeddedBus:
 
 
 class _PlainChannel:
-    """Without the extension that the kernel's channel lacks: irqs go by VQ_INJECT_IRQ."""
+    """Without the extensions that the kernel's channel lacks: irqs go by VQ_INJECT_IRQ."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self.extensions = channel.extensions - {EXT_CALLFD}
+        self.extensions = channel.extensions & {EXT_INFLIGHT}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._channel, name)
