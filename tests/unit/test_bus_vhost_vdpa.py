@@ -26,7 +26,7 @@ class FakeVdpa:
     name = "vd0"
     nvqs = 2
     strict_vring_num = False
-    strict_config_offset = False
+    has_groups = True
     max_iotlb_entries: int | None = None
 
     def __init__(self) -> None:
@@ -202,7 +202,7 @@ class TestStatus:
 class TestConfig:
     @pytest.mark.parametrize(
         ("offset", "length", "expected"),
-        [(0, 0, errno.EINVAL), (61, 1, errno.EINVAL), (60, 1, errno.E2BIG), (0, 61, errno.E2BIG)],
+        [(0, 0, errno.EINVAL), (61, 1, errno.EINVAL), (60, 1, errno.EINVAL), (0, 61, errno.E2BIG)],
     )
     def test_range(self, opened: VhostVdpaFile, offset: int, length: int, expected: int) -> None:
         assert fails(opened.get_config, offset, length) == expected

@@ -41,8 +41,8 @@ class VdpaDevice(Protocol):
         """Most mappings that vhost_vdpa takes; None: no limit."""
 
     @property
-    def strict_config_offset(self) -> bool:
-        """vhost_vdpa refuses the config space's end as an offset by EINVAL (Linux 7.2)."""
+    def has_groups(self) -> bool:
+        """vhost_vdpa tells of virtqueue groups (Linux 7.2)."""
 
     def get_device_id(self) -> int: ...
     def get_vendor_id(self) -> int: ...

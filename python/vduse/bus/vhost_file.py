@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import mmap
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from vduse import _native
-from vduse.bus.errors import DeviceRefused
+from vduse.bus.errors import VdpaError
 from vduse.bus.iotlb import Iotlb, Mapping, SharedFile
 from vduse.bus.kick import DriverKick
 from vduse.bus.vdpa import VdpaDevice
@@ -56,9 +57,8 @@ class VhostVdpaFile:
         return self._vdpa.get_status()
 
     def set_status(self, status: int) -> None:
-        """As the kernel: a status that the device refuses is not stored, and nothing is raised:
-        read it back. OSError EINVAL: bits taken away; EIO: the reset failed, or the device is
-        broken."""
+        """As the kernel: a status that the device refuses, or does not answer, is not stored, and
+        nothing is raised: read it back. OSError EINVAL: bits taken away; EIO: the reset failed."""
         with self._lock:
             if status == 0:
                 self._in_batch = False
@@ -66,10 +66,8 @@ class VhostVdpaFile:
                 return
             if not 0 < status <= 0xFF or self._vdpa.get_status() & ~status:
                 raise OSError(errno.EINVAL, "status bits are only added; 0 resets")
-            try:
+            with contextlib.suppress(VdpaError):
                 self._vdpa.set_status(status)
-            except DeviceRefused:
-                return
 
     def get_features(self) -> int:
         return self._vdpa.get_device_features()
@@ -94,7 +92,7 @@ class VhostVdpaFile:
         return self._vdpa.get_config_size()
 
     def get_config(self, offset: int, length: int) -> bytes:
-        """OSError EINVAL: no bytes; E2BIG: past the end."""
+        """OSError EINVAL: no bytes, or from the end on; E2BIG: past the end."""
         self._check_config(offset, length)
         return self._vdpa.get_config(offset, length)
 
@@ -121,11 +119,15 @@ class VhostVdpaFile:
         return self._vdpa.get_vq_num_max()
 
     def get_vring_group(self, index: int) -> int:
-        """OSError ENOBUFS."""
-        return self._vdpa.get_vq_group(self._check_index(index))
+        """OSError ENOBUFS; EOPNOTSUPP: Linux 6.12 has no groups."""
+        self._check_index(index)
+        self._check_groups()
+        return self._vdpa.get_vq_group(index)
 
     def set_group_asid(self, group: int, asid: int) -> None:
-        """OSError EBUSY under DRIVER_OK; EINVAL: no such group or address space."""
+        """OSError EOPNOTSUPP: Linux 6.12 has no groups; EBUSY under DRIVER_OK; EINVAL: no such
+        group or address space."""
+        self._check_groups()
         with self._lock:
             if self._vdpa.get_status() & Status.DRIVER_OK:
                 raise OSError(errno.EBUSY, "groups change their address space before DRIVER_OK")
@@ -306,6 +308,10 @@ class VhostVdpaFile:
         except OSError as error:
             log.warning("%s: IOTLB update: %s", self._vdpa.name, error)
 
+    def _check_groups(self) -> None:
+        if not self._vdpa.has_groups:
+            raise OSError(errno.EOPNOTSUPP, "virtqueue groups: Linux 7.2 has them")
+
     def _check_index(self, index: int) -> int:
         if not 0 <= index < self._vdpa.nvqs:
             raise OSError(errno.ENOBUFS, f"the device has no virtqueue {index}")
@@ -317,7 +323,7 @@ class VhostVdpaFile:
 
     def _check_config(self, offset: int, length: int) -> None:
         size = self._vdpa.get_config_size()
-        if length == 0 or not 0 <= offset <= size - self._vdpa.strict_config_offset:
+        if length == 0 or not 0 <= offset < size:
             raise OSError(errno.EINVAL, f"config offset {offset}, {length} bytes of {size}")
         if length > size - offset:
             raise OSError(errno.E2BIG, f"config offset {offset}, {length} bytes of {size}")

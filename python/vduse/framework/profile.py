@@ -23,8 +23,6 @@ class Profile:
     strict_vring_num: bool
     #: Most IOTLB entries of a vhost_vdpa device; None: no limit.
     max_iotlb_entries: int | None
-    #: vhost_vdpa refuses the config space's end as an offset by EINVAL, not E2BIG.
-    strict_config_offset: bool
     #: IOTLB_GET_INFO's errno for a bad reserved field or address space.
     iova_info_errno: int
 
@@ -36,7 +34,6 @@ LINUX_6_12 = Profile(
     strict_vq_align=False,
     strict_vring_num=False,
     max_iotlb_entries=None,
-    strict_config_offset=False,
     iova_info_errno=errno.EINVAL,
 )
 LINUX_7_2 = Profile(
@@ -46,7 +43,6 @@ LINUX_7_2 = Profile(
     strict_vq_align=True,
     strict_vring_num=True,
     max_iotlb_entries=2048,
-    strict_config_offset=True,
     iova_info_errno=errno.EFAULT,
 )
 

@@ -74,8 +74,8 @@ class VdpaDevice:
         return self._device.profile.max_iotlb_entries
 
     @property
-    def strict_config_offset(self) -> bool:
-        return self._device.profile.strict_config_offset
+    def has_groups(self) -> bool:
+        return self._device.profile.api_version >= 1
 
     def detach(self) -> None:
         """Leaves the bus."""
