@@ -83,6 +83,19 @@ def test_no_row_stands_twice_but_among_the_differences() -> None:
     assert len(difference_rows()) == len(set(difference_rows()))
 
 
+def test_only_intended_differences_are_kept_from_linux() -> None:
+    """What runs there is chosen by the page (conftest.py); a mark must not choose otherwise."""
+    assert [row for row in contract_rows() if row.startswith("difference.")] == []
+    of_this_process = [
+        test
+        for _, test in written_tests()
+        if any(ast.unparse(mark) == "pytest.mark.where('process')" for mark in test.decorator_list)
+    ]
+    assert of_this_process
+    for test in of_this_process:
+        assert marked_rows(test) <= set(difference_rows()), test.name
+
+
 def test_tests_know_the_ports_only() -> None:
     wrong = []
     for path in HERE.glob("*.py"):
