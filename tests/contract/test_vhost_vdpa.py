@@ -89,15 +89,11 @@ def test_a_queue_that_is_not_there_is_enobufs(driver: Driver) -> None:
 
 
 @pytest.mark.row("vhost.config-range")
-def test_config_out_of_range_is_einval_then_e2big(driver: Driver) -> None:
-    with refused(errno.EINVAL):
-        driver.get_config(0, 0)
-    for offset in (60, 61):
+def test_config_out_of_range_is_einval(driver: Driver) -> None:
+    for offset, length in ((0, 0), (59, 2), (60, 1), (61, 1)):
         with refused(errno.EINVAL):
-            driver.get_config(offset, 1)
-    with refused(errno.E2BIG):
-        driver.get_config(59, 2)
-    with refused(errno.E2BIG):
+            driver.get_config(offset, length)
+    with refused(errno.EINVAL):
         driver.set_config(59, b"12")
 
 

@@ -201,12 +201,11 @@ class TestStatus:
 
 class TestConfig:
     @pytest.mark.parametrize(
-        ("offset", "length", "expected"),
-        [(0, 0, errno.EINVAL), (61, 1, errno.EINVAL), (60, 1, errno.EINVAL), (0, 61, errno.E2BIG)],
+        ("offset", "length"), [(0, 0), (61, 1), (60, 1), (59, 2), (0, 61), (-1, 1)]
     )
-    def test_range(self, opened: VhostVdpaFile, offset: int, length: int, expected: int) -> None:
-        assert fails(opened.get_config, offset, length) == expected
-        assert fails(opened.set_config, offset, bytes(length)) == expected
+    def test_range(self, opened: VhostVdpaFile, offset: int, length: int) -> None:
+        assert fails(opened.get_config, offset, length) == errno.EINVAL
+        assert fails(opened.set_config, offset, bytes(length)) == errno.EINVAL
 
     def test_config_call_is_signalled(self, opened: VhostVdpaFile, vdpa: FakeVdpa) -> None:
         fd = os.eventfd(0)

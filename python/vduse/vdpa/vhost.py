@@ -169,7 +169,7 @@ class VhostVdpaDriver:
         return self._get(_Ioctl.GET_CONFIG_SIZE)
 
     def get_config(self, offset: int, length: int) -> bytes:
-        """OSError EINVAL, E2BIG: past the end."""
+        """OSError EINVAL: no bytes, or any past the end."""
         answer = self._call(_Ioctl.GET_CONFIG, _CONFIG.pack(offset, length) + bytes(length))
         return answer[_CONFIG.size :]
 
