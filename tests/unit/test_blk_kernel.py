@@ -12,6 +12,7 @@ import pytest
 from vduse.daemon.blk import kernel as module
 from vduse.daemon.blk.kernel import KernelAttachment
 from vduse.daemon.dev.errors import KernelRefused
+from vduse.daemon.errors import UserError
 from vduse.devices.blk import BlkDevice
 from vduse.vdpa.drivers import BusDriver
 
@@ -26,6 +27,8 @@ class Kernel:
         #: Bound by the bus itself.
         self.first = "virtio_vdpa"
         self.held: tuple[str, ...] = ()
+        #: Is there everywhere.
+        self.place: str | None = "/dev/null"
         self.errors: dict[str, int] = {}
 
     def did(self, *call: str) -> None:
@@ -51,7 +54,7 @@ class Kernel:
     def node(self, name: str) -> str | None:
         if name not in self.bus:
             raise OSError(errno.ENODEV, "no device")
-        return "/dev/null"  # is there everywhere
+        return self.place
 
     # --- VdpaManagement ---
 
@@ -111,6 +114,36 @@ def test_device_that_is_on_the_bus_is_taken_over_there(kernel: Kernel) -> None:
     kernel.bus["disk0"] = "virtio_vdpa"
     attachment(BusDriver.VHOST_VDPA).attach(device())
     assert kernel.calls == [("bind", "disk0", "vhost_vdpa")]
+
+
+def test_disk_in_use_is_not_taken_over_from_its_driver(kernel: Kernel) -> None:
+    kernel.bus["disk0"] = "virtio_vdpa"
+    kernel.held = ("mounted at /mnt",)
+    here = attachment(BusDriver.VHOST_VDPA)
+    with pytest.raises(UserError) as refused:
+        here.attach(device())
+    assert str(refused.value) == (
+        "/dev/null is mounted at /mnt: an earlier program left it so; go on with --driver "
+        "virtio_vdpa"
+    )
+    # Nor is it taken away when that has failed.
+    assert here.detach(answering=True) is not None
+    assert kernel.calls == []
+
+
+def test_driver_that_does_not_take_what_was_left(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_NODE_TIMEOUT", 0.0)
+    kernel.bus["disk0"] = "virtio_vdpa"
+    kernel.place = None
+    here = attachment()
+    with pytest.raises(UserError, match="did not take disk0, which an earlier program left"):
+        here.attach(device())
+    here.detach(answering=True)
+    assert kernel.bus == {}
+    with pytest.raises(KernelRefused, match="modprobe virtio_blk"):
+        here.attach(device())
 
 
 def test_driver_that_is_not_loaded(kernel: Kernel) -> None:

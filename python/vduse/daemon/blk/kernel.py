@@ -11,6 +11,7 @@ from vduse.channel.kernel import KernelControl
 from vduse.control.statistics import Statistics, collect
 from vduse.daemon.blk.attachment import Reach
 from vduse.daemon.dev.errors import KernelRefused, explained
+from vduse.daemon.errors import UserError
 from vduse.device.within import within
 from vduse.devices.blk import BlkDevice
 from vduse.vdpa.drivers import BusDriver, VdpaBus
@@ -55,8 +56,11 @@ class KernelAttachment:
     def attach(self, device: BlkDevice) -> Reach:
         """Puts it on the bus, where it is not (taken over), and waits for its node."""
         name = self._name
+        taken_over = name in self._bus.names()
+        if taken_over:
+            self._check_driver()
         with Uevents() as events:
-            if name not in self._bus.names():
+            if not taken_over:
                 with explained("add", name):
                     _bounded(lambda: _management(lambda vdpa: vdpa.add(name)), f"adding {name}")
             with explained("bind", name):
@@ -68,6 +72,11 @@ class KernelAttachment:
                     )
                 _bounded(lambda: self._bus.bind(name, self._driver), f"binding {self._driver}")
             node = events.wait(self._node, _NODE_TIMEOUT)
+        if node is None and taken_over:
+            raise UserError(
+                f"{self._driver} did not take {name}, which an earlier program left, made with "
+                "other options perhaps: start again, then it is made anew"
+            )
         if node is None:
             raise KernelRefused(
                 f"{self._driver} has {name}, and no node came within {_NODE_TIMEOUT:g} s: as root: "
@@ -118,6 +127,14 @@ class KernelAttachment:
         finally:
             self._control.close()
         return None
+
+    def _check_driver(self) -> None:
+        """UserError: taking it over would take it from somebody."""
+        driver = self._bus.driver(self._name)
+        if driver not in (None, self._driver) and (held := self.users()):
+            raise UserError(
+                f"{'; '.join(held)}: an earlier program left it so; go on with --driver {driver}"
+            )
 
     def _delete(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Generator
 from contextlib import nullcontext
@@ -16,6 +17,8 @@ from vduse.daemon.errors import Stopped, UserError
 from vduse.daemon.limits import check_open_files
 from vduse.daemon.signals import Stopper
 from vduse.daemon.table import Context
+
+log = logging.getLogger(__name__)
 
 #: Fds of the process and some clients, and of each virtqueue, both sides together, rounded up.
 _FDS = 128
@@ -44,7 +47,8 @@ def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
             yield service.facts()
             reason = yield from _watch(service, options.name, stopper)
         except BaseException:
-            service.close()
+            if (failure := service.close()) is not None:
+                log.error("%s: %s", options.name, failure)
             raise
         broken = service.broken() is not None
         statistics, seconds = service.statistics(), monotonic() - begin

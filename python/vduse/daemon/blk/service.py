@@ -44,7 +44,7 @@ class Service:
             self._exits = undo.enter_context(ExitStack())
             self._device = self._start(self._open())
             self._size = self._device.size
-            undo.callback(attachment.detach, answering=True)
+            undo.callback(self._undo)
             self._reach = attachment.attach(self._device)
             undo.pop_all()
 
@@ -110,6 +110,10 @@ class Service:
         finally:
             failures.append(self._attachment.close())
         return next(filter(None, failures), None)
+
+    def _undo(self) -> None:
+        if (failure := self._attachment.detach(answering=True)) is not None:
+            log.warning("%s", failure)
 
     def _open(self) -> _native.Backend | PythonBackend:
         options = self._options

@@ -44,10 +44,10 @@ _ADVICE: dict[tuple[Step, int], str] = {
 }
 
 
-def explain(error: OSError, step: Step, name: str) -> KernelRefused:
-    """One line with what to do."""
+def explain(error: OSError, step: Step, name: str) -> UserError:
+    """One line with what to do: KernelRefused, but for a name that is in use."""
     if step == "serve" and error.errno == errno.EBUSY:
-        return KernelRefused(f"{name}: {_busy(name)}")
+        return UserError(f"{name}: {_busy(name)}")
     text = error.strerror or str(error)
     advice = _ADVICE.get((step, error.errno or 0))
     # A text of our own says more than the errno's; it may name a path or a module.
@@ -59,7 +59,7 @@ def explain(error: OSError, step: Step, name: str) -> KernelRefused:
 
 @contextmanager
 def explained(step: Step, name: str) -> Iterator[None]:
-    """OSError inside becomes :class:`KernelRefused`."""
+    """OSError inside becomes a UserError: see :func:`explain`."""
     try:
         yield
     except OSError as error:
