@@ -23,6 +23,9 @@ from tests.kernel.guest.command import NOTHING, Blk, blk, left, refusal, vduse
 from tests.kernel.guest.ordinary import NOBODY, open_the_checkout
 from vduse.vdpa.drivers import BusDriver, VdpaBus
 
+#: Seconds; programs begin slowly on an emulated machine.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def modules() -> None:

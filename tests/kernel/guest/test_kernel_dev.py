@@ -26,6 +26,9 @@ from vduse.channel.kernel import KernelControl
 from vduse.devices.blk import BlkDevice
 from vduse.vdpa.users import requests_in_flight
 
+#: Seconds; programs begin slowly on an emulated machine.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def modules() -> None:
