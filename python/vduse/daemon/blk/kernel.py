@@ -64,12 +64,6 @@ class KernelAttachment:
                 with explained("add", name):
                     _bounded(lambda: _management(lambda vdpa: vdpa.add(name)), f"adding {name}")
             with explained("bind", name):
-                current = self._bus.driver(name)
-                if current not in (None, self._driver) and (held := self.users()):
-                    # Taken over, and bound anew since its last program was started.
-                    raise KernelRefused(
-                        f"{name}: {'; '.join(held)}: that ends first, or --driver {current}"
-                    )
                 _bounded(lambda: self._bus.bind(name, self._driver), f"binding {self._driver}")
             node = events.wait(self._node, _NODE_TIMEOUT)
         if node is None and taken_over:
@@ -129,11 +123,12 @@ class KernelAttachment:
         return None
 
     def _check_driver(self) -> None:
-        """UserError: taking it over would take it from somebody."""
+        """UserError: taking it over would take it from somebody. It may have been bound anew since
+        its last program was started."""
         driver = self._bus.driver(self._name)
         if driver not in (None, self._driver) and (held := self.users()):
             raise UserError(
-                f"{'; '.join(held)}: an earlier program left it so; go on with --driver {driver}"
+                f"{self._name}: {'; '.join(held)}: that ends first, or --driver {driver}"
             )
 
     def _delete(self) -> None:
