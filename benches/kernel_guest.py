@@ -21,14 +21,14 @@ from vduse.control.abi import Ioctl
 from vduse.vdpa.drivers import VdpaBus
 from vduse.vdpa.netlink import VdpaManagement
 
-#: The nodes that both daemons serve, in QEMU's words.
+#: What the daemons serve, in QEMU's words; of null_blk each has a device: they lock it.
 BACKENDS = {
     "null": "driver=null-co,size=1073741824",
-    "null_blk": "driver=host_device,cache.direct=on,aio=native,filename=/dev/nullb0",
+    "null_blk": "driver=host_device,cache.direct=on,aio=native,filename=/dev/nullb{number}",
 }
 QUEUES = (1, 2)
 DEPTHS = (1, 32)
-MODULES = ("vduse", "virtio_vdpa", "virtio_blk", "null_blk")
+MODULES = ("vduse", "virtio_vdpa", "virtio_blk")
 TRACING = Path("/sys/kernel/tracing")
 #: Seconds that the kernel and the daemons have for what they do by and by.
 PATIENCE = 120.0
@@ -37,18 +37,18 @@ PATIENCE = 120.0
 class Server:
     """A daemon with one disk, which is on the vDPA bus; in a control group of its own."""
 
-    def __init__(self, name: str, command: list[str], backend: str, queues: int) -> None:
+    def __init__(self, name: str, command: list[str], blockdev: str, queues: int) -> None:
         self.name = name
         self._group = Path("/sys/fs/cgroup") / name
         self._group.mkdir(exist_ok=True)
         pidfile = Path(f"/run/{name}.pid")
         export = f"vduse-blk,id=e0,name={name},node-name=n0,writable=on"
         line = [
-            *(*command, "--pidfile", str(pidfile), "--blockdev", f"{backend},node-name=n0"),
+            *(*command, "--pidfile", str(pidfile), "--blockdev", f"{blockdev},node-name=n0"),
             *("--export", f"{export},num-queues={queues},queue-size=128"),
         ]
         join = f'echo $$ >{self._group}/cgroup.procs; exec "$@"'
-        self._process = subprocess.Popen(["sh", "-c", join, "sh", *line])
+        self._process = subprocess.Popen(["sh", "-c", join, "sh", *line], stdout=subprocess.DEVNULL)
         # Written once the export is there.
         eventually(pidfile.exists, f"{name}'s export")
         with VdpaManagement() as vdpa:
@@ -151,13 +151,15 @@ def main(argument: str) -> None:
     asked = json.loads(argument)
     seconds, rounds = asked["seconds"], asked["rounds"]
     subprocess.run(["modprobe", "-a", *MODULES], check=True)
+    subprocess.run(["modprobe", "null_blk", f"nr_devices={len(asked['servers'])}"], check=True)
     subprocess.run(["mount", "-t", "tracefs", "tracefs", str(TRACING)], check=True)
     with os.fdopen(3, "w") as lines:
         for backend, queues in [(b, q) for b in BACKENDS for q in QUEUES]:
             with ExitStack() as stack:
                 servers = []
-                for name, command in asked["servers"].items():
-                    server = Server(name, command, BACKENDS[backend], queues)
+                for number, (name, command) in enumerate(asked["servers"].items()):
+                    blockdev = BACKENDS[backend].format(number=number)
+                    server = Server(name, command, blockdev, queues)
                     stack.callback(server.end)
                     servers.append(server)
                 for depth in DEPTHS:

@@ -24,6 +24,8 @@ pub(crate) struct Worker {
     looked: Instant,
     /// When they are to be looked at again.
     pause: Duration,
+    /// Rounds in a row that had work.
+    streak: u32,
     is_quitting: bool,
 }
 
@@ -39,13 +41,16 @@ impl Worker {
             letters: Vec::new(),
             looked: Instant::now(),
             pause: LOOK_EVERY[0],
+            streak: 0,
             is_quitting: false,
         };
         let spin = Spin::default();
         while !worker.is_quitting {
-            if !worker.look() {
+            // Where a round's work is the last for now, to sleep is to look at fds: one system call
+            // less for who waits long.
+            if !worker.look(worker.streak > 1) {
                 spin.wait(|may_sleep| match may_sleep {
-                    false => worker.look(),
+                    false => worker.look(true),
                     true => worker.sleep(),
                 });
             }
@@ -54,8 +59,9 @@ impl Worker {
         worker.line.mailbox.close();
     }
 
-    /// Looks everywhere without waiting, at fds not every time; whether there was anything.
-    fn look(&mut self) -> bool {
+    /// Looks everywhere without waiting, at fds where that `may_be_due`, and not every time; whether
+    /// there was anything.
+    fn look(&mut self, may_be_due: bool) -> bool {
         let mut found = false;
         if self.line.mailbox.may_have_letters() {
             self.read_mail();
@@ -63,7 +69,8 @@ impl Worker {
         }
         let now = Instant::now();
         // After letters always: what happened before one was sent is seen before it is acted on.
-        if found || !self.tasks.has_hot() || now.duration_since(self.looked) >= self.pause {
+        let is_due = !self.tasks.has_hot() || now.duration_since(self.looked) >= self.pause;
+        if found || may_be_due && is_due {
             self.looked = now;
             self.tasks.expire(now);
             let fetched = self.fetch(Some(Duration::ZERO));
@@ -73,21 +80,28 @@ impl Worker {
             };
             found |= fetched;
         }
-        self.tasks.round() | found
+        let worked = self.tasks.round();
+        self.streak = if worked {
+            self.streak.saturating_add(1)
+        } else {
+            0
+        };
+        worked | found
     }
 
-    /// Sleeps until something happens, unless something is there to do.
+    /// Sleeps until something happens, unless something is there to do; looks at fds in any case.
     fn sleep(&mut self) -> bool {
         self.tasks.cool_all();
-        if !self.tasks.has_hot() && self.line.mailbox.can_sleep() {
-            let timeout = self
+        let timeout = match !self.tasks.has_hot() && self.line.mailbox.can_sleep() {
+            true => self
                 .tasks
                 .deadline()
-                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            self.fetch(timeout);
-            self.looked = Instant::now();
-            self.tasks.expire(self.looked);
-        }
+                .map(|deadline| deadline.saturating_duration_since(Instant::now())),
+            false => Some(Duration::ZERO),
+        };
+        self.fetch(timeout);
+        self.looked = Instant::now();
+        self.tasks.expire(self.looked);
         true
     }
 
