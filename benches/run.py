@@ -3,6 +3,7 @@
 make bench ARGS="--json figures.json"
 make bench ARGS="copies idle"
 make bench ARGS="nbd python" # with fio, nbdkit and qemu-nbd: make system-deps
+make bench ARGS="kernel" # in the test bed, beside qemu-storage-daemon: six minutes
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.kernel.fetch import BedError
+from tests.kernel.qemu import newest_qemu
+from tests.kernel.vm import programs
 from tests.rules.tree import ROOT
 
 
@@ -47,3 +50,20 @@ def test_disks_in_python_are_compared_with_other_disks(tmp_path: Path) -> None:
     found = [(row["what"], row["against"], row["op"]) for row in rows]
     assert found == [(*pair, op) for op in ("randread", "randwrite") for pair in pairs]
     assert all(row["iops"] > 0 and row["against_iops"] > 0 for row in rows)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.needs("fio")
+def test_the_kernels_disks_are_compared_with_qemus(tmp_path: Path) -> None:
+    try:
+        programs()
+        newest_qemu()
+    except BedError as why:
+        pytest.skip(str(why))
+    rows = figures("kernel", tmp_path)
+    assert [(row["backend"], row["queues"], row["depth"]) for row in rows] == list(
+        product(("null", "null_blk"), (1, 2), (1, 32))
+    )
+    assert all(row["iops"] > 0 and row["qemu_iops"] > 0 for row in rows)
+    assert all(row["irqs"] > 0 and row["qemu_irqs"] > 0 for row in rows)
