@@ -84,8 +84,8 @@ def test_contents_come_back_equal(demo: Runner, options: str) -> None:
     assert disk["read_only"] == ("--read-only" in options)
     assert disk["ring"] == ("packed" if "--packed" in options else "split")
     for device in (disk, ext4):
-        # Statuses 0, 1, 3, 0xB, 0xF of the probe, 0 of the removal.
-        assert device["messages"]["SET_STATUS"] == 6
+        # Statuses 0, 1, 3, 0xB, 0xF of the probe, 0 and 1 of the removal.
+        assert device["messages"]["SET_STATUS"] == 7
         assert device["calls"]["VQ_SETUP_KICKFD"] >= device["queues"]
         assert device["kicks"] > 0
         assert device["irqs"] > 0
