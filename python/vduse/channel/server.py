@@ -124,8 +124,9 @@ class CallServer:
                     call.nr, call.payload, list(packet.fds)
                 )
             except OSError as error:
-                # The caller gets the number alone, as from a kernel.
-                log.info("%s: call refused: %s", self._name, error)
+                # The caller gets the number alone, as from a kernel. Its text: who keeps the
+                # log's records would keep the frames of an exception, and their fds.
+                log.info("%s: call refused: %s", self._name, str(error))
                 result, payload = -(error.errno or errno.EIO), b""
             # Before the answer: once the caller goes on, its call is on record.
             if self._tap is not None:

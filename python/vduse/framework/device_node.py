@@ -228,7 +228,9 @@ class DeviceNode:
         return 0, b"", [os.dup(vq.line.callfd)]
 
     def _vq_get_kickfd(self, call: _Call) -> Result:
-        return 0, b"", [self._device.vq(unpack_u32(call.payload)).take_kick()]
+        fd = self._device.vq(unpack_u32(call.payload)).take_kick()
+        # No mistake of the caller's that the log should tell of.
+        return (-errno.ENOENT, b"", []) if fd is None else (0, b"", [fd])
 
     def _get_inflight_fd(self, call: _Call) -> Result:
         size = unpack_u64(call.payload)

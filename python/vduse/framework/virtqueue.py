@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-
 from vduse import _native
 from vduse.bus.kick import DriverKick
 from vduse.control.abi import VQ_STATE_SIZE
@@ -51,10 +49,10 @@ class Virtqueue:
         self.line.set_callfd(-1)
         self.give_kick_back()
 
-    def take_kick(self) -> int:
-        """VQ_GET_KICKFD (the caller owns the fd). OSError ENOENT: the driver has none."""
+    def take_kick(self) -> int | None:
+        """VQ_GET_KICKFD (the caller owns the fd); None: the driver has none."""
         if self.driver_kick is None:
-            raise OSError(errno.ENOENT, f"the driver has no kick fd for virtqueue {self.index}")
+            return None
         self.kick_taken = True
         return self.driver_kick.take()
 
