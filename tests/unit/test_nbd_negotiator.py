@@ -178,6 +178,10 @@ def test_newest_of_too_many_clients_is_ended(
     assert [read(client, len(GREETING)) for client in clients[:2]] == [GREETING] * 2
     assert read(clients[2], len(GREETING)) == b""
     log.wait_for("disk0: a client was refused: more than 4 clients")
+    for client in clients[:2]:
+        # The server has seen that it goes.
+        client.shutdown(socket.SHUT_WR)
+        assert at_end(client)
     for client in clients:
         client.close()
     server.in_transmission = 3
