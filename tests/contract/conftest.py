@@ -74,8 +74,10 @@ IMPLEMENTATIONS = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrises ``platform`` by the marks."""
+    """Parametrises ``platform`` by the marks; first of all parameters, so that a test has the same
+    name whichever way pytest has come here: a guest gets the names from outside."""
     if "platform" in metafunc.fixturenames:
         fit = [each.parameter() for each in IMPLEMENTATIONS if each.fits(metafunc.definition)]
         metafunc.parametrize("platform", fit, indirect=True)
