@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -17,15 +20,16 @@ from tests.kernel.guest.bed import (
     load_modules,
     node_of,
     read_direct,
+    rebind,
     write_direct,
 )
 from vduse import _native
 from vduse.channel.inflight_header import InflightHeader
 from vduse.channel.kernel import KernelChannel, KernelControl
-from vduse.control.abi import DevRequest, DevResponse, SetStatus
+from vduse.control.abi import DevRequest, DevResponse, GetVqState, SetStatus, UpdateIotlb
 from vduse.device.queues import QueueError
 from vduse.devices.blk import BlkDevice
-from vduse.vdpa.drivers import VdpaBus
+from vduse.vdpa.drivers import BusDriver, VdpaBus
 from vduse.vdpa.netlink import VdpaManagement
 
 RECORD = Path("/run/vduse/disk0.inflight")
@@ -207,3 +211,53 @@ def test_killed_at_a_reset(
     with VdpaManagement() as vdpa:
         vdpa.add("disk0")
     works(b"7" * 4096)
+
+
+#: A live driver on vhost-vdpa that does one thing a line.
+FRONT_END = """
+import os, sys
+from vduse.vdpa.vhost import VhostVdpaDriver
+driver = VhostVdpaDriver(sys.argv[1])
+driver.set_status(1)
+driver.set_status(3)
+driver.set_features(driver.get_features())
+driver.set_status(0xB)
+driver.set_status(0xF)
+memory = os.memfd_create("memory")
+os.ftruncate(memory, 4096)
+print(driver.get_status(), flush=True)
+sys.stdin.readline()
+print(driver.iotlb_update(0x10000, 4096, memory, 0, 3), flush=True)
+sys.stdin.readline()
+print(driver.get_vring_base(0), flush=True)
+sys.stdin.readline()
+print(driver.set_status(0), flush=True)
+sys.stdin.readline()
+driver.close()
+"""
+
+
+def test_killed_at_what_a_live_vhost_vdpa_asks(
+    control: KernelControl, disk: Callable[[], BlkDevice]
+) -> None:
+    device = disk()
+    device.start(control)
+    with VdpaManagement() as vdpa:
+        vdpa.add("disk0")
+    argv = [sys.executable, "-c", FRONT_END, rebind("disk0", BusDriver.VHOST_VDPA)]
+    with subprocess.Popen(argv, stdin=PIPE, stdout=PIPE, text=True, bufsize=1) as front_end:
+        assert front_end.stdin is not None and front_end.stdout is not None
+        assert front_end.stdout.readline() == "15\n"
+        expected = {UpdateIotlb: "None\n", GetVqState: "0\n", SetStatus: "None\n"}
+        for message, answer in expected.items():
+            device.close()
+            front_end.stdin.write("\n")
+            with program(control) as channel:
+                assert isinstance(next_message(channel).message, message)
+            device = disk()
+            assert device.start(control)
+            assert front_end.stdout.readline() == answer
+        front_end.communicate("\n")
+    assert front_end.returncode == 0
+    rebind("disk0", BusDriver.VIRTIO_VDPA)
+    works(b"8" * 4096)
