@@ -253,13 +253,15 @@ def test_memory_becomes_iotlb_entries_of_whole_pages(
     assert front_end.set(Request.REM_MEM_REG, region(size=100)) == 1
 
 
+def table(*guests: int) -> bytes:
+    """SET_MEM_TABLE's payload: a page at each of these addresses."""
+    regions = (struct.pack("=QQQQ", guest, 0x1000, USER + guest, 0) for guest in guests)
+    return struct.pack("=I4x", len(guests)) + b"".join(regions)
+
+
 def test_a_memory_table_replaces_the_one_before(
     driver: RecordedDriver, front_end: FrontEnd
 ) -> None:
-    def table(*guests: int) -> bytes:
-        regions = (struct.pack("=QQQQ", guest, 0x1000, USER + guest, 0) for guest in guests)
-        return struct.pack("=I4x", len(guests)) + b"".join(regions)
-
     before = open_fds()
     with guest_memory() as fd:
         assert front_end.set(Request.SET_MEM_TABLE, table(0, 0x10000), fd, fd) == 0
@@ -270,6 +272,21 @@ def test_a_memory_table_replaces_the_one_before(
     once = ["iotlb_batch_begin", "iotlb_invalidate"]
     end = ["iotlb_batch_end"]
     assert names == [*once, *["iotlb_update"] * 2, *end, *once, "iotlb_update", *end]
+
+
+@pytest.mark.parametrize("refused", ["iotlb_batch_begin", "iotlb_update", "iotlb_batch_end"])
+def test_a_memory_table_that_is_refused_leaves_no_memory(
+    driver: RecordedDriver, front_end: FrontEnd, refused: str
+) -> None:
+    before = open_fds()
+    with guest_memory() as fd:
+        assert front_end.set(Request.SET_MEM_TABLE, table(0x10000), fd) == 0
+        driver.failing[refused] = OSError(errno.EFAULT, "refused")
+        assert front_end.set(Request.SET_MEM_TABLE, table(0, 0x10000), fd, fd) == 1
+    assert open_fds() == before
+    assert driver.calls[-1] == ("iotlb_invalidate", 0, (1 << 64) - 1)
+    areas = struct.pack("=IIQQQQ", 0, 0, *[USER + 0x10000] * 3, 0)
+    assert front_end.set(Request.SET_VRING_ADDR, areas) == 1
 
 
 def test_config_past_its_end_reads_as_zero(driver: RecordedDriver, front_end: FrontEnd) -> None:

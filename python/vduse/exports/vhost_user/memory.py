@@ -35,18 +35,23 @@ class Memory:
         self._mapped: list[_Mapped] = []
 
     def replace(self, regions: list[Region], fds: list[int]) -> None:
-        """SET_MEM_TABLE. Takes the fds over. OSError EEXIST: they overlap; EINVAL. After an error
-        there is no memory."""
-        former, self._mapped = self._mapped, []
-        self._driver.iotlb_batch_begin()
+        """SET_MEM_TABLE. Takes the fds over. OSError EFAULT: they overlap, or the device refuses
+        them; EINVAL: a file that cannot be mapped. After an error there is no memory."""
+        mapped = [_Mapped(r, fd) for r, fd in zip(regions, fds, strict=True)]
+        former, self._mapped = self._mapped, mapped
         try:
+            self._driver.iotlb_batch_begin()
+            try:
+                self._driver.iotlb_invalidate(0, _U64_MAX)
+                for each in mapped:
+                    self._update(each)
+            finally:
+                self._driver.iotlb_batch_end()
+        except BaseException:
+            self.close()
             self._driver.iotlb_invalidate(0, _U64_MAX)
-            # Owned from here on, mapped or not.
-            self._mapped = [_Mapped(r, fd) for r, fd in zip(regions, fds, strict=True)]
-            for mapped in self._mapped:
-                self._update(mapped)
+            raise
         finally:
-            self._driver.iotlb_batch_end()
             _close(former)
 
     def add(self, region: Region, fd: int) -> None:
