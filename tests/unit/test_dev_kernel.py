@@ -19,8 +19,12 @@ from vduse.vdpa.messages import DeviceConfig, ManagementDevice, VdpaDevice
 class Kernel:
     """Bus, management and control node; disk0 is on the bus. ``calls``: in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, sysfs: Path) -> None:
+        self._sysfs = sysfs
         self.calls: list[tuple[str, ...]] = []
+        self.delete_error: OSError | None = None
+        #: msg_timeout of what was deleted, at that time.
+        self.waited = ""
         self.bus: dict[str, str | None] = {"disk0": "virtio_vdpa"}
         self.place = "/dev/vda"
         self.statistics_error = errno.EOPNOTSUPP
@@ -53,6 +57,9 @@ class Kernel:
 
     def delete(self, name: str) -> None:
         self.calls.append(("del", name))
+        self.waited = (self._sysfs / name / "msg_timeout").read_text()
+        if self.delete_error:
+            raise self.delete_error
         del self.bus[name]
 
     def destroy_dev(self, name: str) -> None:
@@ -83,7 +90,7 @@ class Kernel:
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """disk0 is VDUSE's, and its program serves it."""
-    kernel = Kernel()
+    kernel = Kernel(tmp_path)
     for name in ("VdpaBus", "VdpaManagement", "KernelControl"):
         monkeypatch.setattr(module, name, lambda *_: kernel)
     for name in ("control", "disk0"):
@@ -167,15 +174,27 @@ def test_requests_of_a_program_that_has_gone_are_not_waited_for(
 
 
 def test_what_a_killed_program_left_is_destroyed_soon(
-    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used(monkeypatch, served=False)
     face = KernelFace()
     assert face.delete("disk0", force=False).notes == ()
-    assert (tmp_path / "disk0/msg_timeout").read_text() == "1"
+    assert kernel.waited == "1"
     assert kernel.calls == [("del", "disk0"), ("destroy", "disk0")]
     face.delete("disk0", force=False)  # off the bus, left in /dev/vduse
     assert kernel.calls[2:] == [("destroy", "disk0")]
+
+
+def test_what_a_refused_delete_leaves_is_waited_for_as_before(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used(monkeypatch, served=False)
+    kernel.delete_error = OSError(errno.EPERM, "refused")
+    with pytest.raises(UserError):
+        KernelFace().delete("disk0", force=False)
+    assert kernel.waited == "1"
+    assert kernel.calls == [("del", "disk0")]
+    assert float((tmp_path / "disk0/msg_timeout").read_text()) == 30
 
 
 def test_served_device_that_is_off_the_bus_is_its_programs(kernel: Kernel) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from vduse.channel.kernel import KernelControl
@@ -87,11 +87,8 @@ class KernelFace:
         note = None
         if name in self._bus.names():
             self._check_free(name, force, f"vduse dev del {name}")
-            if msg_timeout(name) and not is_served(name):
-                # Nobody will answer. OSError: then `vdpa dev del` is refused, too, or takes longer.
-                with suppress(OSError):
-                    (CLASS / name / "msg_timeout").write_text("1")
-            note = perform("del", name, lambda: _management(lambda vdpa: vdpa.delete(name)))
+            with _hardly_waited_for(name):
+                note = perform("del", name, lambda: _management(lambda vdpa: vdpa.delete(name)))
             served = is_served(name)
         elif name not in _created():
             raise explain(OSError(errno.ENODEV, ""), "del", name)
@@ -223,6 +220,24 @@ def _answers(name: str) -> bool:
     if not (NODES / name).exists():
         return True  # no device of VDUSE's: its hardware does
     return is_served(name) and not any(program.stopped for program in programs(NODES / name))
+
+
+@contextmanager
+def _hardly_waited_for(name: str) -> Iterator[None]:
+    """The kernel waits a second for a program that is not there, and afterwards, where the device
+    is left, as long as before. OSError: then `vdpa dev del` is refused, too, or takes longer."""
+    seconds = msg_timeout(name)
+    if not seconds or is_served(name):
+        yield
+        return
+    attribute = CLASS / name / "msg_timeout"
+    with suppress(OSError):
+        attribute.write_text("1")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            attribute.write_text(f"{seconds:.0f}")
 
 
 def _destroy(name: str) -> None:
