@@ -3,6 +3,7 @@
 make bench ARGS="--json figures.json"
 make bench ARGS="copies idle"
 make bench ARGS="nbd python" # with fio, nbdkit and qemu-nbd: make system-deps
+make bench ARGS="vhost-user" # beside qemu-storage-daemon
 make bench ARGS="kernel" # in the test bed, beside qemu-storage-daemon: six minutes
 """
 
@@ -30,6 +31,8 @@ import nbd
 import per_request
 import python_backends
 import throttle
+import vhost_user
+import vhost_user_servers
 
 Step = Callable[[str], None]
 Figures = list[dict[str, object]]
@@ -205,6 +208,45 @@ def _kernel(quick: bool, step: Step) -> tuple[Table, Figures]:
     return table, [asdict(row) for row in rows]
 
 
+def _vhost_user(quick: bool, step: Step) -> tuple[Table, Figures]:
+    peer = vhost_user_servers.qemu_version()
+    table = Table(
+        title=f"4 KiB requests over vhost-user, ours beside {peer}",
+        box=SIMPLE,
+        collapse_padding=True,
+        title_justify="left",
+    )
+    for name in ("disk", "op", "client"):
+        table.add_column(name, no_wrap=True)
+    for name in ("depth", "vqs", "kIOPS", "QEMU", "ratio", "promised", "CPU ns", "QEMU"):
+        table.add_column(name, justify="right")
+    for name in ("ratio", "promised", "calls", "QEMU", "client's", "QEMU"):
+        table.add_column(name, justify="right")
+    rows = []
+    for row in vhost_user.measure(0.05 if quick else 1.0, 1 if quick else 5, step):
+        rows.append(row)
+        table.add_row(
+            row.disk,
+            row.op,
+            row.client,
+            str(row.depth),
+            str(row.queues),
+            f"{row.iops / 1e3:,.1f}",
+            f"{row.qemu_iops / 1e3:,.1f}",
+            f"{row.ratio:.2f}",
+            "" if row.target is None else f"{row.target:.2f}",
+            f"{row.cpu_ns:,.0f}",
+            f"{row.qemu_cpu_ns:,.0f}",
+            f"{row.cpu_ratio:.2f}",
+            "" if row.cpu_target is None else f"{row.cpu_target:.2f}",
+            "-" if row.syscalls is None else f"{row.syscalls:.2f}",
+            "-" if row.qemu_syscalls is None else f"{row.qemu_syscalls:.2f}",
+            f"{row.client_ns:,.0f}",
+            f"{row.qemu_client_ns:,.0f}",
+        )
+    return table, [asdict(row) for row in rows]
+
+
 FIGURES = {
     "requests": _requests,
     "copies": _copies,
@@ -213,6 +255,7 @@ FIGURES = {
     "throttle": _throttle,
     "python": _python,
     "kernel": _kernel,
+    "vhost-user": _vhost_user,
 }
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "Pool",
     "PythonBackend",
     "Throttle",
+    "VirtioDriver",
     "Virtqueue",
     "VqLine",
     "copy_baseline",
@@ -40,7 +41,6 @@ __all__ = [
     "layer_read_only",
     "layer_throttle",
     "load_ours",
-    "load_virtio_driver",
     "load_virtio_drivers",
 ]
 
@@ -290,11 +290,11 @@ class NbdExport:
 # --- load generator ----------------------------------------------------------------------
 #
 # ``spec``: op (read, write, randread, randwrite, mixed), block_size, depth, requests or
-# seconds, seed, verify, span. Results: requests, bytes, seconds, cpu_seconds (this thread),
-# process_cpu_seconds, errors, messages (the first errors in words), latency_ns (p50, p90, p99,
-# p99.9, max). Signals are looked at about ten times a second. ValueError for a load that cannot
-# be made; OSError or RuntimeError where the driver gives up. :mod:`vduse.testing.load` is the
-# typed front.
+# seconds, seed, verify, span, reads, poll, patience. Results: requests, bytes, seconds, cpu_seconds
+# (this thread), process_cpu_seconds, errors, messages (the first errors in words), latency_ns (p50,
+# p90, p99, p99.9, max). Signals are looked at about ten times a second. ValueError for a load that
+# cannot be made; OSError or RuntimeError where the driver gives up, TimeoutError where nothing
+# completes for ``patience`` seconds. :mod:`vduse.testing.load` is the typed front.
 
 def load_ours(
     driver: BlkDriver, spec: dict[str, Any], arena: Arena | None = None
@@ -302,16 +302,39 @@ def load_ours(
     """Runs a load on our driver. With ``arena``, the one it was made with, the data lies there
     and is not copied."""
 
-def load_virtio_driver(
-    path: str,
-    spec: dict[str, Any],
-    packed: bool,
-    queues: int,
-    queue_size: int,
-    event_idx: bool = True,
-) -> dict[str, Any]:
-    """The same on crate ``virtio-driver``, connected to a vhost-user socket or to a
-    /dev/vhost-vdpa-N."""
+@final
+class VirtioDriver:
+    """Crate ``virtio-driver``, connected to the vhost-user socket or the /dev/vhost-vdpa-N at
+    ``path``: any number of loads, one after the other, of one depth and block size."""
+
+    def __new__(
+        cls,
+        path: str,
+        *,
+        depth: int,
+        block_size: int,
+        packed: bool,
+        queues: int,
+        queue_size: int,
+        event_idx: bool,
+    ) -> Self: ...
+    @property
+    def capacity(self) -> int:
+        """Bytes of the disk."""
+    @property
+    def read_only(self) -> bool:
+        """The device takes no writes (VIRTIO_BLK_F_RO)."""
+    @property
+    def queues(self) -> int:
+        """Virtqueues that the device has."""
+    def run(
+        self, spec: dict[str, Any], progress: Callable[[str, int, int], object] | None = None
+    ) -> dict[str, Any]:
+        """Runs a load. ``progress`` is called about ten times a second with what is being done
+        (filling, load, reading back), the requests completed and the blocks in use; its exception
+        ends the load. After an exception the driver is closed; ValueError then."""
+    def close(self) -> None:
+        """Ends the connection. Idempotent."""
 
 def load_virtio_drivers(device: Any, spec: dict[str, Any]) -> dict[str, Any]:
     """The same on crate ``virtio-drivers``, through the domain of a vDPA device
@@ -321,9 +344,11 @@ def entropy_virtio_drivers(device: Any, length: int, part: int) -> bytes:
     """``length`` bytes of an entropy device, asked for ``part`` bytes at a time by crate
     ``virtio-drivers``, through the domain of a vDPA device. Spins meanwhile."""
 
-def copy_baseline(block_size: int, depth: int, requests: int, write: bool) -> dict[str, Any]:
-    """The same of one thread that copies ``requests`` blocks between ``depth`` blocks and as
-    many others: what a load through bounce pages is measured against."""
+def copy_baseline(
+    block_size: int, depth: int, requests: int, write: bool, others: int
+) -> dict[str, Any]:
+    """The same of one thread that copies ``requests`` blocks between ``depth`` blocks and
+    ``others``, which stand for bounce pages or a disk in memory."""
 
 # --- device ------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from vduse import _native
-from vduse.testing.load import Report, Spec, run_copies
+from vduse.testing.harness import blk_stack
+from vduse.testing.load import Report, Spec, VirtioDriver, run_copies
 from vduse.testing.rings import AVAIL, NEXT, USED, WRITE, Memory, PackedRing, SplitRing
 
 RESULT = {
@@ -44,18 +45,19 @@ def test_a_report_of_nothing_divides_by_nothing() -> None:
         ({"requests": None}, "either requests or seconds"),
         ({"seconds": 1.0}, "either requests or seconds"),
         ({"requests": None, "seconds": -1.0}, "seconds"),
+        ({"patience": -1.0}, "patience"),
+        ({"reads": 101}, "101 reads of a hundred"),
     ],
 )
 def test_specs_that_say_nothing_sensible(change: dict[str, object], message: str) -> None:
     spec = {"op": "read", "block_size": 512, "depth": 1, "requests": 1} | change
-    with pytest.raises(ValueError, match=message):
-        _native.load_virtio_driver("/nowhere", spec, False, 1, 128)
+    with blk_stack(backend="null") as stack, pytest.raises(ValueError, match=message):
+        _native.load_ours(stack.native, spec)
 
 
 def test_a_socket_that_is_not_there() -> None:
-    spec = {"op": "read", "block_size": 512, "depth": 1, "requests": 1}
     with pytest.raises(FileNotFoundError, match="vhost-user"):
-        _native.load_virtio_driver("/nowhere", spec, False, 1, 128)
+        VirtioDriver("/nowhere")
 
 
 def test_copies_are_reported_like_a_load() -> None:

@@ -7,12 +7,13 @@ print(report.table())
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from vduse import _native
 from vduse.bus.vdpa import VdpaDevice
+from vduse.testing.closing import Closing
 
 Op = Literal["read", "write", "randread", "randwrite", "mixed"]
 
@@ -35,6 +36,12 @@ class Spec:
     verify: bool = False
     #: Bytes of the disk to use, from its start; None: all.
     span: int | None = None
+    #: Of ``mixed``: how many requests of a hundred are reads.
+    reads: int = 50
+    #: The driver looks for what has completed all the time instead of sleeping until an irq.
+    poll: bool = False
+    #: Seconds that no request may complete while some are in flight: TimeoutError. None: for ever.
+    patience: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,14 +115,16 @@ def run_ours(driver: _native.BlkDriver, spec: Spec, arena: _native.Arena | None 
     return Report.from_native(_native.load_ours(driver, asdict(spec), arena))
 
 
-def run_copies(spec: Spec) -> Report:
-    """One thread that copies as much as the load moves, between as much memory and as much
-    again; ``spec.requests`` and a read or a write. No latencies."""
+def run_copies(spec: Spec, *, disk: int | None = None) -> Report:
+    """One thread that copies as much as the load moves, between its buffers and as much memory
+    again, or a disk of ``disk`` bytes in memory, block after block; ``spec.requests`` and a read
+    or a write. No latencies."""
     if spec.requests is None or spec.op not in ("read", "write"):
         raise ValueError("copies are a number of reads or writes")
+    others = spec.depth if disk is None else disk // spec.block_size
     write = spec.op == "write"
     return Report.from_native(
-        _native.copy_baseline(spec.block_size, spec.depth, spec.requests, write)
+        _native.copy_baseline(spec.block_size, spec.depth, spec.requests, write, others)
     )
 
 
@@ -126,6 +135,58 @@ def run_virtio_drivers(device: VdpaDevice, spec: Spec) -> Report:
     One split queue of 16 descriptors, whatever the device offers: at most 16 requests are in
     flight."""
     return Report.from_native(_native.load_virtio_drivers(device, asdict(spec)))
+
+
+class VirtioDriver(Closing):
+    """Crate ``virtio-driver`` (libblkio's) on a device: any number of loads on one connection."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        depth: int = 32,
+        block_size: int = 4096,
+        packed: bool = False,
+        queues: int = 1,
+        queue_size: int = 128,
+        event_idx: bool = True,
+    ) -> None:
+        """``path``: the socket of a vhost-user block device, or a /dev/vhost-vdpa-N. OSError,
+        RuntimeError: it cannot be driven."""
+        self._native = _native.VirtioDriver(
+            path,
+            depth=depth,
+            block_size=block_size,
+            packed=packed,
+            queues=queues,
+            queue_size=queue_size,
+            event_idx=event_idx,
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the disk."""
+        return self._native.capacity
+
+    @property
+    def read_only(self) -> bool:
+        """The device takes no writes."""
+        return self._native.read_only
+
+    @property
+    def queues(self) -> int:
+        """Virtqueues that the device has."""
+        return self._native.queues
+
+    def run(self, spec: Spec, progress: Callable[[str, int, int], object] | None = None) -> Report:
+        """A load of the driver's depth and block size. ``progress``: called about ten times a
+        second with what is being done (filling, load, reading back), the requests completed and
+        the blocks in use; its exception ends the load. After an exception the driver is closed."""
+        return Report.from_native(self._native.run(asdict(spec), progress))
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._native.close()
 
 
 def run_vhost_user(
@@ -143,8 +204,16 @@ def run_vhost_user(
     On a packed ring with ``event_idx`` the crate may lose a kick, and stall for a tenth of a
     second, once 65,536 descriptors went by without one.
     """
-    result = _native.load_virtio_driver(path, asdict(spec), packed, queues, queue_size, event_idx)
-    return Report.from_native(result)
+    with VirtioDriver(
+        path,
+        depth=spec.depth,
+        block_size=spec.block_size,
+        packed=packed,
+        queues=queues,
+        queue_size=queue_size,
+        event_idx=event_idx,
+    ) as driver:
+        return driver.run(spec)
 
 
 def run_vhost_vdpa(
@@ -162,5 +231,13 @@ def run_vhost_vdpa(
 
     ``queue_size``: at most the device's own. Packed rings do not work: the crate starts them with
     wrap counters of 0, so that the device sees no request."""
-    result = _native.load_virtio_driver(node, asdict(spec), packed, queues, queue_size, event_idx)
-    return Report.from_native(result)
+    with VirtioDriver(
+        node,
+        depth=spec.depth,
+        block_size=spec.block_size,
+        packed=packed,
+        queues=queues,
+        queue_size=queue_size,
+        event_idx=event_idx,
+    ) as driver:
+        return driver.run(spec)

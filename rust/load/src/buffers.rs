@@ -37,6 +37,10 @@ pub struct Buffers {
     memory: Memory,
 }
 
+// SAFETY: the mapping belongs to no thread, and what is written and read through `&self` is
+// shared with a device in any case, so by raw and volatile access only.
+unsafe impl Send for Buffers {}
+
 /// What the blocks lie in, which keeps them mapped.
 #[derive(Debug)]
 enum Memory {

@@ -4,11 +4,36 @@ use crate::Pattern;
 use crate::engine::{Direction, Done, Engine, EngineError};
 use crate::random::Random;
 use crate::report::{Clocks, Report};
-use crate::spec::{Spec, SpecError, Stop};
+use crate::spec::{Op, Spec, SpecError, Stop};
 use std::time::{Duration, Instant};
 
 /// How long a wait lasts before the caller is asked whether to go on.
 const WAIT: Duration = Duration::from_millis(100);
+
+/// What a load is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Writing the span, to have something to verify.
+    Filling,
+    /// The load proper.
+    Load,
+    /// Verifying what was written.
+    ReadingBack,
+}
+
+/// How far a load is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// What it is doing.
+    pub phase: Phase,
+    /// Requests completed in this phase.
+    pub requests: u64,
+    /// Blocks in use: the requests there will be, but of the load proper.
+    pub blocks: u64,
+}
+
+/// Asked about ten times a second; true ends the load.
+pub type Interrupted<'a> = &'a mut dyn FnMut(Progress) -> bool;
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
@@ -22,23 +47,31 @@ pub enum LoadError {
     /// The driver takes no request although none is in flight.
     #[error("the driver takes no request of {0} bytes")]
     NeverFits(u32),
+    /// Nothing completes any more.
+    #[error("no request completed for {} s, {in_flight} in flight", .waited.as_secs())]
+    Stalled {
+        /// Since the last one.
+        waited: Duration,
+        /// Requests that wait.
+        in_flight: usize,
+    },
     /// The caller wished to stop.
     #[error("interrupted")]
     Interrupted,
 }
 
 /// Runs `spec` on `engine`, whose buffers must be `spec.depth` blocks of `spec.block_size`
-/// bytes. `interrupted` is asked about ten times a second; true ends the load.
+/// bytes.
 pub fn run<E: Engine>(
     engine: &mut E,
     spec: &Spec,
-    interrupted: &mut dyn FnMut() -> bool,
+    interrupted: Interrupted<'_>,
 ) -> Result<Report, LoadError> {
     let blocks = spec.blocks(engine.capacity())?;
     let mut load = Load::new(engine, spec, blocks, interrupted);
     let everything = Stop::Requests(blocks);
     if spec.verify && !spec.op.writes() {
-        load.phase(Order::Ascending, true, false, everything)?;
+        load.phase(Phase::Filling, Order::Ascending, everything)?;
     }
     load.report = Report {
         errors: load.report.errors,
@@ -50,7 +83,7 @@ pub fn run<E: Engine>(
         true => Order::Random,
         false => Order::Ascending,
     };
-    load.phase(order, spec.op.writes(), spec.op.reads(), spec.stop)?;
+    load.phase(Phase::Load, order, spec.stop)?;
     clocks.stop(&mut load.report);
     if !(spec.verify && spec.op.writes()) {
         return Ok(load.report);
@@ -58,7 +91,7 @@ pub fn run<E: Engine>(
     let found = std::mem::take(&mut load.report);
     load.report.errors = found.errors;
     load.report.messages.clone_from(&found.messages);
-    load.phase(Order::Ascending, false, true, everything)?;
+    load.phase(Phase::ReadingBack, Order::Ascending, everything)?;
     Ok(Report {
         errors: load.report.errors,
         messages: load.report.messages,
@@ -94,7 +127,7 @@ struct Shadow {
 struct Load<'a, E> {
     engine: &'a mut E,
     spec: &'a Spec,
-    interrupted: &'a mut dyn FnMut() -> bool,
+    interrupted: Interrupted<'a>,
     /// Blocks of the disk in use.
     blocks: u64,
     /// With `verify`: what is known of each block.
@@ -104,6 +137,8 @@ struct Load<'a, E> {
     free: Vec<u32>,
     flights: Vec<Option<Flight>>,
     done: Vec<Done>,
+    /// When something completed, or the phase began.
+    last_done: Instant,
     report: Report,
 }
 
@@ -112,7 +147,7 @@ impl<'a, E: Engine> Load<'a, E> {
         engine: &'a mut E,
         spec: &'a Spec,
         blocks: u64,
-        interrupted: &'a mut dyn FnMut() -> bool,
+        interrupted: Interrupted<'a>,
     ) -> Load<'a, E> {
         Load {
             engine,
@@ -127,6 +162,7 @@ impl<'a, E: Engine> Load<'a, E> {
             free: (0..spec.depth).rev().collect(),
             flights: vec![None; spec.depth as usize],
             done: Vec::new(),
+            last_done: Instant::now(),
             report: Report::default(),
         }
     }
@@ -136,19 +172,14 @@ impl<'a, E: Engine> Load<'a, E> {
     }
 
     /// Requests until `stop`, then until none is in flight.
-    fn phase(
-        &mut self,
-        order: Order,
-        writes: bool,
-        reads: bool,
-        stop: Stop,
-    ) -> Result<(), LoadError> {
+    fn phase(&mut self, phase: Phase, order: Order, stop: Stop) -> Result<(), LoadError> {
         let (mut left, end) = match stop {
             Stop::Requests(requests) => (requests, None),
             Stop::After(time) => (u64::MAX, Some(Instant::now() + time)),
         };
         let mut next = 0;
-        let mut ask = Instant::now() + WAIT;
+        self.last_done = Instant::now();
+        let mut ask = self.last_done + WAIT;
         loop {
             let now = Instant::now();
             if end.is_some_and(|end| now >= end) {
@@ -165,11 +196,7 @@ impl<'a, E: Engine> Load<'a, E> {
                 let Some(block) = self.idle_block(wanted) else {
                     break;
                 };
-                let direction = match (writes, reads) {
-                    (true, true) if self.random.next() & 1 == 0 => Direction::Write,
-                    (true, false) => Direction::Write,
-                    _ => Direction::Read,
-                };
+                let direction = self.direction(phase);
                 if !self.submit(buffer, block, direction, now)? {
                     break;
                 }
@@ -184,15 +211,52 @@ impl<'a, E: Engine> Load<'a, E> {
             }
             self.engine.kick()?;
             if !self.reap()? {
-                self.engine.wait(WAIT)?;
-                self.reap()?;
+                if self.spec.poll {
+                    std::hint::spin_loop();
+                } else {
+                    self.engine.wait(WAIT)?;
+                    self.reap()?;
+                }
             }
             if now >= ask {
                 ask = now + WAIT;
-                if (self.interrupted)() {
-                    return Err(LoadError::Interrupted);
-                }
+                self.look_up(phase, now)?;
             }
+        }
+    }
+
+    fn direction(&mut self, phase: Phase) -> Direction {
+        let is_write = match phase {
+            Phase::Filling => true,
+            Phase::ReadingBack => false,
+            Phase::Load if self.spec.op == Op::Mixed => {
+                self.random.below(100) >= u64::from(self.spec.reads)
+            }
+            Phase::Load => self.spec.op.writes(),
+        };
+        match is_write {
+            true => Direction::Write,
+            false => Direction::Read,
+        }
+    }
+
+    /// Whether there is a reason not to go on.
+    fn look_up(&mut self, phase: Phase, now: Instant) -> Result<(), LoadError> {
+        let progress = Progress {
+            phase,
+            requests: self.report.requests,
+            blocks: self.blocks,
+        };
+        if (self.interrupted)(progress) {
+            return Err(LoadError::Interrupted);
+        }
+        let waited = now.saturating_duration_since(self.last_done);
+        let in_flight = self.in_flight();
+        match self.spec.patience {
+            Some(patience) if waited > patience && in_flight > 0 => {
+                Err(LoadError::Stalled { waited, in_flight })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -240,6 +304,9 @@ impl<'a, E: Engine> Load<'a, E> {
         self.engine.reap(&mut done)?;
         let some = !done.is_empty();
         let now = Instant::now();
+        if some {
+            self.last_done = now;
+        }
         for (buffer, result) in done.drain(..) {
             let Some(flight) = self.flights.get_mut(buffer as usize).and_then(Option::take) else {
                 return Err(EngineError::Driver(

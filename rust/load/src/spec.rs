@@ -16,7 +16,7 @@ pub enum Op {
     RandRead,
     /// Writes of random blocks.
     RandWrite,
-    /// Random blocks, as many reads as writes.
+    /// Random blocks, reads and writes in the proportion of [`Spec::reads`].
     Mixed,
 }
 
@@ -35,10 +35,6 @@ impl Op {
 
     pub(crate) fn is_random(self) -> bool {
         matches!(self, Op::RandRead | Op::RandWrite | Op::Mixed)
-    }
-
-    pub(crate) fn reads(self) -> bool {
-        !matches!(self, Op::Write | Op::RandWrite)
     }
 
     pub(crate) fn writes(self) -> bool {
@@ -73,6 +69,12 @@ pub struct Spec {
     pub verify: bool,
     /// Bytes of the disk to use, from its start; `None`: all of it.
     pub span: Option<u64>,
+    /// Of [`Op::Mixed`]: how many requests of a hundred are reads.
+    pub reads: u32,
+    /// Look for what has completed all the time instead of sleeping until an irq.
+    pub poll: bool,
+    /// How long no request may complete while some are in flight; `None`: for ever.
+    pub patience: Option<Duration>,
 }
 
 /// A load that cannot be made.
@@ -84,6 +86,9 @@ pub enum SpecError {
     /// No request in flight at all, or more than an engine can number.
     #[error("depth {0} is not between 1 and 32768")]
     Depth(u32),
+    /// More than all of them.
+    #[error("{0} reads of a hundred requests")]
+    Reads(u32),
     /// Not one block fits.
     #[error("a span of {span} bytes does not hold one block of {block_size} bytes")]
     Span {
@@ -110,6 +115,9 @@ impl Spec {
         }
         if self.depth == 0 || self.depth > 32768 {
             return Err(SpecError::Depth(self.depth));
+        }
+        if self.reads > 100 {
+            return Err(SpecError::Reads(self.reads));
         }
         let span = self.span.unwrap_or(capacity);
         if span > capacity {

@@ -53,7 +53,18 @@ pub struct VirtioDriver {
     // Before the buffers, which the device may use until the connection ends.
     _transport: Box<VirtioBlkTransport>,
     buffers: Buffers,
-    capacity: u64,
+    disk: Disk,
+}
+
+/// What a device says of its disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    /// Bytes.
+    pub capacity: u64,
+    /// VIRTIO_BLK_F_RO: writes fail.
+    pub read_only: bool,
+    /// Virtqueues that the device has.
+    pub queues: u16,
 }
 
 fn os(what: &'static str) -> impl Fn(std::io::Error) -> EngineError {
@@ -82,7 +93,8 @@ impl VirtioDriver {
         let mut features = VirtioFeatureFlags::VERSION_1;
         features.set(VirtioFeatureFlags::RING_PACKED, setup.packed);
         features.set(VirtioFeatureFlags::RING_EVENT_IDX, setup.event_idx);
-        let features = features.bits() | VirtioBlkFeatureFlags::MQ.bits();
+        let of_blk = VirtioBlkFeatureFlags::MQ | VirtioBlkFeatureFlags::RO;
+        let features = features.bits() | of_blk.bits();
         let mut transport = connect(path, features)?;
         let accepted = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
         if setup.packed && !accepted.contains(VirtioFeatureFlags::RING_PACKED) {
@@ -91,11 +103,20 @@ impl VirtioDriver {
                 "the device offers no packed ring".into(),
             ));
         }
-        let sectors: u64 = transport
-            .get_config()
-            .map_err(os("config"))?
-            .capacity
-            .into();
+        let config = transport.get_config().map_err(os("config"))?;
+        let of_blk = VirtioBlkFeatureFlags::from_bits_truncate(transport.get_features());
+        let disk = Disk {
+            capacity: u64::from(config.capacity).saturating_mul(SECTOR),
+            read_only: of_blk.contains(VirtioBlkFeatureFlags::RO),
+            queues: match of_blk.contains(VirtioBlkFeatureFlags::MQ) {
+                true => config.num_queues.into(),
+                false => 1,
+            },
+        };
+        if setup.queues > disk.queues {
+            let text = format!("{} asked for, the device has {}", setup.queues, disk.queues);
+            return Err(EngineError::Driver("virtqueues", text));
+        }
         let buffers = Buffers::new(setup.depth, setup.block_size).map_err(os("buffers"))?;
         if let Some(fd) = buffers.memory_file() {
             let address = buffers.block(0).as_ptr() as usize;
@@ -123,8 +144,13 @@ impl VirtioDriver {
             queues,
             _transport: transport,
             buffers,
-            capacity: sectors.saturating_mul(SECTOR),
+            disk,
         })
+    }
+
+    /// What the device says of its disk.
+    pub fn disk(&self) -> Disk {
+        self.disk
     }
 
     /// Asks for irqs; true if something had completed before the device could know.
@@ -140,7 +166,7 @@ impl VirtioDriver {
 
 impl Engine for VirtioDriver {
     fn capacity(&self) -> u64 {
-        self.capacity
+        self.disk.capacity
     }
 
     fn buffers(&mut self) -> &mut Buffers {

@@ -118,6 +118,9 @@ fn spec(op: Op, requests: u64) -> Spec {
         seed: 1,
         verify: true,
         span: None,
+        reads: 50,
+        poll: false,
+        patience: None,
     }
 }
 
@@ -127,7 +130,7 @@ const ALL: [Op; 5] = [Op::Read, Op::Write, Op::RandRead, Op::RandWrite, Op::Mixe
 fn an_honest_disk_verifies_whatever_the_load() {
     for op in ALL {
         let mut disk = FakeDisk::new(8);
-        let report = run(&mut disk, &spec(op, 500), &mut || false).unwrap();
+        let report = run(&mut disk, &spec(op, 500), &mut |_| false).unwrap();
         assert_eq!((report.requests, report.errors), (500, 0), "{op:?}");
         assert_eq!(report.bytes, 500 * u64::from(BLOCK));
         assert_eq!(disk.most_in_flight, 8, "{op:?}");
@@ -139,7 +142,7 @@ fn a_lost_write_is_found_and_its_offset_told() {
     for op in [Op::Write, Op::RandWrite, Op::Mixed] {
         let mut disk = FakeDisk::new(8);
         disk.lose = Some(7);
-        let report = run(&mut disk, &spec(op, 60), &mut || false).unwrap();
+        let report = run(&mut disk, &spec(op, 60), &mut |_| false).unwrap();
         assert!(report.errors > 0, "{op:?}");
         assert!(
             report.messages[0].contains("not what was written there"),
@@ -155,7 +158,7 @@ fn failed_requests_are_counted_and_named() {
     disk.bad = Some(3 * u64::from(BLOCK));
     let mut spec = spec(Op::Read, BLOCKS);
     spec.verify = false;
-    let report = run(&mut disk, &spec, &mut || false).unwrap();
+    let report = run(&mut disk, &spec, &mut |_| false).unwrap();
     assert_eq!((report.requests, report.errors), (BLOCKS, 1));
     assert!(report.messages[0].starts_with("read at offset 3072: "));
     assert_eq!(report.bytes, (BLOCKS - 1) * u64::from(BLOCK));
@@ -165,7 +168,7 @@ fn failed_requests_are_counted_and_named() {
 fn a_failed_write_leaves_the_block_unknown() {
     let mut disk = FakeDisk::new(8);
     disk.bad = Some(0);
-    let report = run(&mut disk, &spec(Op::Write, BLOCKS), &mut || false).unwrap();
+    let report = run(&mut disk, &spec(Op::Write, BLOCKS), &mut |_| false).unwrap();
     // The write and the reading back failed; nothing was compared.
     assert_eq!(report.errors, 2);
     assert!(report.messages.iter().all(|m| m.contains("at offset 0: ")));
@@ -175,7 +178,7 @@ fn a_failed_write_leaves_the_block_unknown() {
 fn a_queue_shorter_than_the_depth_still_serves() {
     let mut disk = FakeDisk::new(8);
     disk.room = 2;
-    let report = run(&mut disk, &spec(Op::Mixed, 200), &mut || false).unwrap();
+    let report = run(&mut disk, &spec(Op::Mixed, 200), &mut |_| false).unwrap();
     assert_eq!((report.requests, report.errors), (200, 0));
     assert_eq!(disk.most_in_flight, 2);
 }
@@ -184,7 +187,7 @@ fn a_queue_shorter_than_the_depth_still_serves() {
 fn a_queue_that_takes_nothing_is_an_error() {
     let mut disk = FakeDisk::new(8);
     disk.room = 0;
-    let error = run(&mut disk, &spec(Op::Read, 1), &mut || false).unwrap_err();
+    let error = run(&mut disk, &spec(Op::Read, 1), &mut |_| false).unwrap_err();
     assert!(matches!(error, LoadError::NeverFits(BLOCK)), "{error}");
 }
 
@@ -195,7 +198,7 @@ fn the_same_seed_makes_the_same_load() {
         let mut spec = spec(Op::RandWrite, 20);
         spec.depth = 1;
         spec.seed = seed;
-        run(&mut disk, &spec, &mut || false).unwrap();
+        run(&mut disk, &spec, &mut |_| false).unwrap();
         disk.disk
     };
     assert_eq!(order(5), order(5));
@@ -207,7 +210,7 @@ fn a_load_of_some_time_ends() {
     let mut disk = FakeDisk::new(8);
     let mut spec = spec(Op::RandRead, 0);
     spec.stop = Stop::After(Duration::from_millis(20));
-    let report = run(&mut disk, &spec, &mut || false).unwrap();
+    let report = run(&mut disk, &spec, &mut |_| false).unwrap();
     assert!(report.requests > 0 && report.elapsed >= Duration::from_millis(20));
 }
 
@@ -215,7 +218,7 @@ fn a_load_of_some_time_ends() {
 fn the_caller_can_interrupt_a_device_that_hangs() {
     let mut disk = FakeDisk::new(8);
     disk.at_once = 0;
-    let error = run(&mut disk, &spec(Op::Read, 10), &mut || true).unwrap_err();
+    let error = run(&mut disk, &spec(Op::Read, 10), &mut |_| true).unwrap_err();
     assert!(matches!(error, LoadError::Interrupted));
 }
 

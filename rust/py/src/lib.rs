@@ -20,6 +20,7 @@ mod nbd;
 mod python;
 mod report;
 mod stats;
+mod virtio_driver;
 mod virtqueue;
 
 /// The Rust half of vduse.
@@ -33,6 +34,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     layers::register(m)?;
     chains::register(m)?;
     load::register(m)?;
+    virtio_driver::register(m)?;
     nbd::register(m)?;
     python::register(m)?;
     gate::register(m)?;

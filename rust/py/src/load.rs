@@ -2,20 +2,21 @@
 
 use crate::framework::{Arena, BlkDriver, Domain, VqLine};
 use crate::{error, stats};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 use vduse_load::{
-    Baseline, Direction, Engine, EngineError, LoadError, Op, Ours, Report, Spec, Stop, VdpaPort,
-    VirtioDriver, VirtioDriverSetup, VirtioDrivers, run, virtio_drivers_entropy,
+    Baseline, Direction, Engine, EngineError, Interrupted, LoadError, Op, Ours, Phase, Progress,
+    Report, Spec, Stop, VdpaPort, VirtioDrivers, run, virtio_drivers_entropy,
 };
 
+/// A :class:`vduse.testing.load.Spec` as a dict.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
-struct SpecArgs {
+pub struct SpecArgs {
     op: String,
     block_size: u32,
     depth: u32,
@@ -29,16 +30,25 @@ struct SpecArgs {
     verify: bool,
     #[pyo3(default)]
     span: Option<u64>,
+    #[pyo3(default = 50)]
+    reads: u32,
+    #[pyo3(default)]
+    poll: bool,
+    #[pyo3(default)]
+    patience: Option<f64>,
+}
+
+fn duration(name: &str, seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|error| PyValueError::new_err(format!("{name}: {error}")))
 }
 
 impl SpecArgs {
-    fn check(self) -> PyResult<Spec> {
+    /// ValueError.
+    pub fn check(self) -> PyResult<Spec> {
         let stop = match (self.requests, self.seconds) {
             (Some(requests), None) => Stop::Requests(requests),
-            (None, Some(seconds)) => Stop::After(
-                Duration::try_from_secs_f64(seconds)
-                    .map_err(|error| PyValueError::new_err(format!("seconds: {error}")))?,
-            ),
+            (None, Some(seconds)) => Stop::After(duration("seconds", seconds)?),
             _ => return Err(PyValueError::new_err("either requests or seconds")),
         };
         Ok(Spec {
@@ -50,42 +60,70 @@ impl SpecArgs {
             seed: self.seed,
             verify: self.verify,
             span: self.span,
+            reads: self.reads,
+            poll: self.poll,
+            patience: self
+                .patience
+                .map(|seconds| duration("patience", seconds))
+                .transpose()?,
         })
     }
 }
 
-fn engine_error(error: EngineError) -> PyErr {
+/// OSError, or RuntimeError in the words of the driver.
+pub fn engine_error(error: EngineError) -> PyErr {
     match error {
         EngineError::Os(what, errno) => error::os_error(errno, format_args!("{what}: {errno}")),
         EngineError::Driver(..) => PyRuntimeError::new_err(error.to_string()),
     }
 }
 
-/// Makes an engine and runs the load on it, without the GIL but for a look at signals about
-/// ten times a second. The panic of an engine is its error: not all were written here.
+/// Makes an engine and runs the load on it.
 fn load<'py, E: Engine>(
     py: Python<'py>,
     spec: &Spec,
     engine: impl FnOnce() -> Result<E, EngineError> + Send,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let mut signal = None;
-    let mut interrupted = || {
-        Python::attach(|py| py.check_signals())
-            .map_err(|error| signal = Some(error))
+    let report = drive(py, None, |interrupted| {
+        run(&mut engine()?, spec, interrupted)
+    })?;
+    to_dict(py, &report)
+}
+
+/// Runs a load without the GIL but for a look at signals about ten times a second, and for
+/// `progress(phase, requests, blocks)`, whose exception ends it. The panic of an engine is its
+/// error: not all were written here.
+pub fn drive<R: Send>(
+    py: Python<'_>,
+    progress: Option<&Py<PyAny>>,
+    work: impl FnOnce(Interrupted<'_>) -> Result<R, LoadError> + Send,
+) -> PyResult<R> {
+    let mut raised = None;
+    let mut interrupted = |at: Progress| {
+        let tell = |py: Python<'_>| {
+            py.check_signals()?;
+            match progress {
+                Some(progress) => progress
+                    .call1(py, (phase(at.phase), at.requests, at.blocks))
+                    .map(drop),
+                None => Ok(()),
+            }
+        };
+        Python::attach(tell)
+            .map_err(|error| raised = Some(error))
             .is_err()
     };
-    let interrupted: &mut (dyn FnMut() -> bool + Send) = &mut interrupted;
-    let outcome = py.detach(|| {
-        catch_unwind(AssertUnwindSafe(|| {
-            run(&mut engine()?, spec, &mut || interrupted())
-        }))
-    });
+    let interrupted: &mut (dyn FnMut(Progress) -> bool + Send) = &mut interrupted;
+    let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(&mut |at| interrupted(at)))));
     match outcome {
-        Ok(Ok(report)) => to_dict(py, &report),
+        Ok(Ok(result)) => Ok(result),
         Ok(Err(LoadError::Interrupted)) => {
-            Err(signal.unwrap_or_else(|| PyRuntimeError::new_err("interrupted")))
+            Err(raised.unwrap_or_else(|| PyRuntimeError::new_err("interrupted")))
         }
         Ok(Err(LoadError::Engine(error))) => Err(engine_error(error)),
+        Ok(Err(error @ LoadError::Stalled { .. })) => {
+            Err(PyTimeoutError::new_err(error.to_string()))
+        }
         Ok(Err(error @ (LoadError::Spec(_) | LoadError::NeverFits(_)))) => {
             Err(PyValueError::new_err(error.to_string()))
         }
@@ -102,7 +140,16 @@ fn load<'py, E: Engine>(
     }
 }
 
-fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Filling => "filling",
+        Phase::Load => "load",
+        Phase::ReadingBack => "reading back",
+    }
+}
+
+/// A report as :class:`vduse.testing.load.Report` takes it.
+pub fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("requests", report.requests)?;
     dict.set_item("bytes", report.bytes)?;
@@ -119,42 +166,20 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
 }
 
 #[pyfunction]
-#[pyo3(signature = (path, spec, packed, queues, queue_size, event_idx = true))]
-fn load_virtio_driver<'py>(
-    py: Python<'py>,
-    path: String,
-    spec: SpecArgs,
-    packed: bool,
-    queues: u16,
-    queue_size: u16,
-    event_idx: bool,
-) -> PyResult<Bound<'py, PyDict>> {
-    let spec = spec.check()?;
-    let setup = VirtioDriverSetup {
-        packed,
-        event_idx,
-        queues,
-        queue_size,
-        depth: spec.depth,
-        block_size: spec.block_size,
-    };
-    load(py, &spec, || VirtioDriver::new(&path, setup))
-}
-
-#[pyfunction]
 fn copy_baseline<'py>(
     py: Python<'py>,
     block_size: u32,
     depth: u32,
     requests: u64,
     write: bool,
+    others: u32,
 ) -> PyResult<Bound<'py, PyDict>> {
     let direction = match write {
         true => Direction::Write,
         false => Direction::Read,
     };
     let report = py.detach(|| {
-        let mut baseline = Baseline::new(depth, block_size)?;
+        let mut baseline = Baseline::new(depth, others, block_size)?;
         Ok::<_, std::io::Error>(baseline.copy(requests, direction))
     })?;
     to_dict(py, &report)
@@ -283,7 +308,6 @@ fn parts(
 /// Adds this half's functions to the module.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(load_ours, m)?)?;
-    m.add_function(wrap_pyfunction!(load_virtio_driver, m)?)?;
     m.add_function(wrap_pyfunction!(load_virtio_drivers, m)?)?;
     m.add_function(wrap_pyfunction!(copy_baseline, m)?)?;
     m.add_function(wrap_pyfunction!(entropy_virtio_drivers, m)?)?;
