@@ -188,6 +188,7 @@ def test_facts_as_lines_of_json(tmp_path: Path) -> None:
             "node": None,
             "socket": str(blk.socket),
             "uri": blk.uri,
+            "connects": False,
         }
         code, out, err = blk.end(signal.SIGINT)
     assert (code, err) == (0, "")
@@ -440,7 +441,10 @@ def person(tmp_path: Path) -> Person:
     ("line", "refusal"),
     [
         ("blk", "name what stores the bytes: an image, null, memory, python:MODULE:CLASS"),
-        ("blk memory --size 1M --via embedded", "say where to serve: --nbd SOCKET"),
+        (
+            "blk memory --size 1M --via embedded",
+            "say where to serve: --nbd SOCKET or --vhost-user SOCKET",
+        ),
         ("blk memory --nbd s", "memory: needs a size: --size 1G"),
         (
             "blk python:nowhere:Disk --nbd s",

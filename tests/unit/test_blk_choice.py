@@ -19,30 +19,65 @@ from vduse.daemon.errors import UserError
         (BlkOptions("null", nbd="s"), "embedded", True),
         (BlkOptions("null", nbd="s", qmp="q"), "embedded", True),
         (BlkOptions("null", nbd="s", via="embedded"), "embedded", False),
+        (BlkOptions("null", nbd="s", driver="virtio_vdpa"), "embedded", True),
+        (BlkOptions("null", vhost_user="s"), "embedded", True),
+        (BlkOptions("null", vhost_user="s", qmp="q", driver="vhost_vdpa"), "embedded", True),
+        (BlkOptions("null", vhost_user="s", via="embedded"), "embedded", False),
     ],
 )
 def test_choice_and_its_reason(options: BlkOptions, via: str, chosen: bool) -> None:
     way = choose(options)
     assert (way.via, way.chosen) == (via, chosen)
-    assert way.why == "asked for by --via" if not chosen else "--nbd" in way.why
+    socket = "--vhost-user" if options.vhost_user else "--nbd"
+    assert way.why == "asked for by --via" if not chosen else socket in way.why
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (BlkOptions("null", via="embedded"), "say where to serve: --nbd SOCKET"),
-        (BlkOptions("null", qmp="q"), "say where to serve: --nbd SOCKET"),
+        (
+            BlkOptions("null", via="embedded"),
+            "say where to serve: --nbd SOCKET or --vhost-user SOCKET",
+        ),
+        (
+            BlkOptions("null", qmp="q"),
+            "say where to serve: --nbd SOCKET or --vhost-user SOCKET",
+        ),
         (
             BlkOptions("null", via="kernel", nbd="s"),
-            "NBD is the embedded framework's: leave out --nbd, or --via kernel",
+            "--nbd is the embedded framework's: leave it out, or --via kernel",
+        ),
+        (
+            BlkOptions("null", via="kernel", vhost_user="s"),
+            "--vhost-user is the embedded framework's: leave it out, or --via kernel",
         ),
         (
             BlkOptions("null", via="kernel", qmp="q"),
-            "--qmp is for --nbd; vduse dev knows the kernel's bus by itself",
+            "--qmp is for --nbd and --vhost-user; vduse dev knows the kernel's bus",
         ),
         (
             BlkOptions("null", nbd="s", driver="vhost_vdpa"),
-            "NBD needs --driver virtio_vdpa; vhost_vdpa is for --via kernel",
+            "--nbd needs virtio_vdpa: leave out --driver vhost_vdpa",
+        ),
+        (
+            BlkOptions("null", vhost_user="s", driver="virtio_vdpa"),
+            "--vhost-user needs vhost_vdpa: leave out --driver virtio_vdpa",
+        ),
+        (
+            BlkOptions("null", nbd="n", vhost_user="v"),
+            "a device has one driver at a time: --nbd or --vhost-user",
+        ),
+        (
+            BlkOptions("null", nbd="n", vhost_user_mode=0),
+            "--vhost-user-mode is for a socket: --vhost-user SOCKET",
+        ),
+        (
+            BlkOptions("null", vhost_user_connect=True),
+            "--vhost-user-connect is for a socket: --vhost-user SOCKET",
+        ),
+        (
+            BlkOptions("null", vhost_user="v", vhost_user_connect=True, vhost_user_owner=0),
+            "the socket is the virtual machine's: leave out --vhost-user-owner",
         ),
     ],
 )
@@ -55,7 +90,9 @@ def test_options_that_contradict_each_other(options: BlkOptions, message: str) -
 def test_kernels_refusal_of_a_chosen_way_names_the_other() -> None:
     with pytest.raises(KernelRefused) as refused, other_way(Way("kernel", "", chosen=True)):
         raise KernelRefused("no module: modprobe vduse")
-    assert str(refused.value) == "no module: modprobe vduse. Without the kernel: --nbd SOCKET"
+    assert str(refused.value) == (
+        "no module: modprobe vduse. Without the kernel: --nbd SOCKET or --vhost-user SOCKET"
+    )
 
 
 @pytest.mark.parametrize("error", [KernelRefused("no module"), UserError("no such image")])

@@ -49,6 +49,7 @@ class Breaking:
             node=None,
             socket=options.nbd,
             uri=f"nbd+unix:///?socket={options.nbd}",
+            connects=False,
         )
 
     def facts(self) -> Serving:

@@ -14,11 +14,13 @@ import pytest
 
 from tests.unit.qmp_client import QmpClient
 from vduse.daemon.blk.embedded import EmbeddedAttachment
+from vduse.daemon.blk.nbd import NbdDoor
 from vduse.daemon.errors import UserError
 from vduse.daemon.main import main
 from vduse.devices.local import local_blk
 
 SIZE = 1 << 20
+NBD = NbdDoor("disk.sock", mode=0o600, description="")
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def bus(folder: Path) -> Iterator[EmbeddedAttachment]:
     """What `vduse blk memory --nbd disk.sock --qmp bus.qmp` serves."""
-    attachment = EmbeddedAttachment("disk.sock", mode=0o600, description="", qmp="bus.qmp")
+    attachment = EmbeddedAttachment(NBD, qmp="bus.qmp")
     with local_blk(attachment.control, "disk0", "memory", size=SIZE) as device:
         attachment.attach(device)
         yield attachment
@@ -141,7 +143,7 @@ def test_server_that_speaks_something_else(dev: Any, folder: Path) -> None:
 
 
 def test_socket_that_cannot_be_had(folder: Path) -> None:
-    attachment = EmbeddedAttachment("disk.sock", mode=0o600, description="", qmp="no/bus.qmp")
+    attachment = EmbeddedAttachment(NBD, qmp="no/bus.qmp")
     with local_blk(attachment.control, "disk0", "memory", size=SIZE) as device:
         with pytest.raises(UserError, match=r"no/bus\.qmp: no such directory"):
             attachment.attach(device)

@@ -28,6 +28,7 @@ from tests.unit.vhost_user_front_end import (
 )
 from vduse.control.features import Feature, Status
 from vduse.control.vhost_user import F_PROTOCOL_FEATURES, ProtocolFeature, Request
+from vduse.exports.listen import UnixListener
 from vduse.exports.vhost_user import VhostUserServer
 
 AGREED = u64(Feature.VERSION_1 | F_PROTOCOL_FEATURES)
@@ -369,7 +370,7 @@ def test_a_connection_that_cannot_be_accepted_costs_no_loop(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server._listener, "accept", accept)
+        patch.setattr(UnixListener, "accept", lambda _: accept())
         front_end = FrontEnd(server.path)
         time.sleep(0.3)
         assert len(tries) == 1

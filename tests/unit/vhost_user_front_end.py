@@ -100,10 +100,14 @@ class Device:
 
 
 class FrontEnd:
-    def __init__(self, path: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, where: str | socket.socket) -> None:
+        """Connects to a path; or has been connected to."""
+        if isinstance(where, str):
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.socket.connect(where)
+        else:
+            self.socket = where
         self.socket.settimeout(30)
-        self.socket.connect(path)
 
     def send(self, request: int, payload: bytes = b"", *fds: int, flags: int = 1) -> None:
         data = struct.pack("=III", request, flags, len(payload)) + payload

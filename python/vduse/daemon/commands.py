@@ -18,7 +18,7 @@ from vduse.daemon.table import (
     ordered,
     repeatable,
 )
-from vduse.daemon.values import DRIVERS, mode, one_of, power_of_two, whole
+from vduse.daemon.values import DRIVERS, group, mode, one_of, power_of_two, user, whole
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -58,24 +58,40 @@ class BlkOptions:
     )
     via: str = option(
         "auto",
-        "kernel: a /dev/vdX; embedded: this process alone, with --nbd; auto: embedded with --nbd, "
-        "else the kernel",
+        "kernel: a /dev/vdX; embedded: this process alone, with --nbd or --vhost-user; auto: "
+        "embedded with one of these, else the kernel",
         metavar="WAY",
         parse=one_of("auto", "kernel", "embedded"),
     )
-    driver: str = option(
-        "virtio_vdpa",
-        "of the kernel's bus: virtio_vdpa for a /dev/vdX, vhost_vdpa for a /dev/vhost-vdpa-N",
+    driver: str | None = optional(
+        "of the kernel's bus: virtio_vdpa (default) for a /dev/vdX, vhost_vdpa for a "
+        "/dev/vhost-vdpa-N",
         metavar="DRIVER",
         parse=one_of(*DRIVERS),
     )
     nbd: str | None = optional("serve NBD at this unix socket", metavar="SOCKET")
-    qmp: str | None = optional(
-        "with --nbd: serve the bus in this process by QMP, for vduse dev --qmp SOCKET",
-        metavar="SOCKET",
-    )
     nbd_mode: int = option(
         "0600", "who may connect: mode of the socket", metavar="MODE", parse=mode
+    )
+    vhost_user: str | None = optional(
+        "serve virtual machines at this unix socket (docs/vhost-user.md)", metavar="SOCKET"
+    )
+    vhost_user_mode: int | None = optional(
+        "who may connect: mode of that socket, default 0600", metavar="MODE", parse=mode
+    )
+    vhost_user_owner: int | None = optional(
+        "owner of that socket, by name or number", metavar="USER", parse=user
+    )
+    vhost_user_group: int | None = optional(
+        "group of that socket, by name or number", metavar="GROUP", parse=group
+    )
+    vhost_user_connect: bool = flag(
+        "the virtual machine listens at that socket: connect, again and again"
+    )
+    qmp: str | None = optional(
+        "with --nbd or --vhost-user: serve the bus in this process by QMP, for "
+        "vduse dev --qmp SOCKET",
+        metavar="SOCKET",
     )
 
 
@@ -174,18 +190,20 @@ def _show_storage_daemon(facts: StorageFacts, context: Context) -> None:
 TABLE: tuple[Command[Any, Any] | Group, ...] = (
     Command(
         name="blk",
-        help="Serve a disk, as a /dev/vdX or over NBD, until stopped",
+        help="Serve a disk, as a /dev/vdX, over NBD or vhost-user, until stopped",
         description=(
             "Serves a virtio-blk device until SIGINT or SIGTERM: on the kernel's VDUSE as a\n"
-            "/dev/vdX (or a /dev/vhost-vdpa-N), as root; or through the embedded framework and\n"
-            "virtio_vdpa to NBD clients, as anybody. A /dev/vdX that is mounted or open then is\n"
-            "served until it is not; a second signal ends the program at once. SIGUSR1 prints\n"
-            "the statistics as one line of JSON. Exit code 1 if the device broke."
+            "/dev/vdX (or a /dev/vhost-vdpa-N), as root; or through the embedded framework, as\n"
+            "anybody, to NBD clients (virtio_vdpa) or to a virtual machine over vhost-user\n"
+            "(vhost_vdpa). A /dev/vdX that is mounted or open then is served until it is not; a\n"
+            "second signal ends the program at once. SIGUSR1 prints the statistics as one line\n"
+            "of JSON. Exit code 1 if the device broke."
         ),
         examples=(
             ("vduse blk disk.img", "an image as a /dev/vdX of the kernel's, as root"),
             ("vduse blk disk.img --driver vhost_vdpa", "for a virtual machine, as root"),
             ("vduse blk disk.img --nbd disk.sock", "an image at a socket"),
+            ("vduse blk disk.img --queues 4 --vhost-user disk.sock", "for QEMU, without root"),
             ("vduse blk memory --size 1G --queues 4 --nbd ram.sock", "a RAM disk"),
             ("vduse blk disk.img --read-only --nbd disk.sock --nbd-mode 0666", "for all to read"),
             (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grp
+import pwd
 import re
 from collections.abc import Callable
 
@@ -10,6 +12,8 @@ from vduse.control.units import parse_number
 
 #: The drivers of a vDPA bus, the kernel's and ours.
 DRIVERS = ("virtio_vdpa", "vhost_vdpa")
+#: (uid_t)-1, which chown(2) takes for "leave it".
+_NO_ID = (1 << 32) - 1
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -56,6 +60,26 @@ def mode(text: str) -> int:
     if not 0 <= number <= 0o777:
         raise ValueError(f"'{text}' is not a file mode: use 0600 to 0777, for example 0660")
     return number
+
+
+def user(text: str) -> int:
+    """A user's id, from its name or the number itself."""
+    return _id(text, lambda name: pwd.getpwnam(name).pw_uid, "user")
+
+
+def group(text: str) -> int:
+    """A group's id, the same way."""
+    return _id(text, lambda name: grp.getgrnam(name).gr_gid, "group")
+
+
+def _id(text: str, find: Callable[[str], int], what: str) -> int:
+    # A name of digits only is a number, as chown(1) has it where there is no such name.
+    if text.isascii() and text.isdecimal() and int(text) < _NO_ID:
+        return int(text)
+    try:
+        return find(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"'{text}' is no {what} here: name one, or its number") from None
 
 
 def number(text: str) -> int:

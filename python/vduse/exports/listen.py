@@ -37,23 +37,25 @@ _ADVICE = {
 class UnixListener:
     """A listening socket, and its file."""
 
-    def __init__(self, path: str | os.PathLike[str], mode: int) -> None:
-        """``mode``: permission bits of the file; who may write it may connect. ExportError."""
-        self.path = os.fspath(path)
-        if not self.path:
-            # bind(2) would choose an abstract name, which file modes do not guard.
-            raise ExportError("the socket has no path: name one, as in ./disk.sock")
-        if (length := len(os.fsencode(self.path))) > MAX_PATH:
-            raise ExportError(
-                f"{self.path}: {length} bytes are too long for a socket's path: at most "
-                f"{MAX_PATH}; use a relative or a shorter one"
-            )
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        mode: int,
+        *,
+        owner: int | None = None,
+        group: int | None = None,
+    ) -> None:
+        """``mode``: permission bits of the file; who may write it may connect. ``owner`` and
+        ``group``: its ids; None: this process's. ExportError."""
+        self.path = socket_path(path)
         self._identity: tuple[int, int] | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.setblocking(False)
             with _folder_locked(self.path):
-                self._listen(mode)
+                self._bind(mode)
+                self._give(-1 if owner is None else owner, -1 if group is None else group)
+                self._socket.listen(socket.SOMAXCONN)
         except OSError as error:
             self.close()
             advice = _ADVICE.get(error.errno or 0, error.strerror)
@@ -82,7 +84,7 @@ class UnixListener:
             self._identity = None
         self._socket.close()
 
-    def _listen(self, mode: int) -> None:
+    def _bind(self, mode: int) -> None:
         _remove_dead(self.path)
         # Linux makes the file with the mode of the socket itself, less the umask: nobody can
         # connect between bind and chmod, and the umask, which is every thread's, stays.
@@ -90,7 +92,32 @@ class UnixListener:
         self._socket.bind(self.path)
         self._identity = _identity(os.lstat(self.path))
         os.chmod(self.path, mode)  # what the umask took away
-        self._socket.listen(socket.SOMAXCONN)
+
+    def _give(self, owner: int, group: int) -> None:
+        """Before it listens: nobody connects whom the former owner lets in. -1: as it is."""
+        if (owner, group) == (-1, -1):
+            return
+        try:
+            os.chown(self.path, owner, group, follow_symlinks=False)
+        except PermissionError:
+            raise ExportError(
+                f"{self.path}: cannot be given to that owner or group: to another owner as root "
+                "only, to a group as root or as one of its members"
+            ) from None
+
+
+def socket_path(path: str | os.PathLike[str]) -> str:
+    """As a unix socket's address takes it. ExportError: it does not."""
+    text = os.fspath(path)
+    if not text:
+        # bind(2) would choose an abstract name, which file modes do not guard.
+        raise ExportError("the socket has no path: name one, as in ./disk.sock")
+    if (length := len(os.fsencode(text))) > MAX_PATH:
+        raise ExportError(
+            f"{text}: {length} bytes are too long for a socket's path: at most "
+            f"{MAX_PATH}; use a relative or a shorter one"
+        )
+    return text
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def test_what_an_ordinary_user_is_told() -> None:
         out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
     assert err.startswith("vduse: error: /dev/vduse/control: Permission denied: run as root")
-    assert err.endswith(". Without the kernel: --nbd SOCKET\n")
+    assert err.endswith(". Without the kernel: --nbd SOCKET or --vhost-user SOCKET\n")
     assert left() == NOTHING
 
 

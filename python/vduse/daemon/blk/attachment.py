@@ -18,8 +18,9 @@ class Reach:
     driver: str
     #: /dev/vdX or /dev/vhost-vdpa-N.
     node: str | None = None
-    #: NBD's.
+    #: NBD's or vhost-user's.
     socket: str | None = None
+    #: NBD's.
     uri: str | None = None
 
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vduse.daemon.blk.attachment import Attachment
 from vduse.daemon.commands import BlkOptions
 from vduse.daemon.dev.errors import KernelRefused
 from vduse.daemon.errors import UserError
+
+if TYPE_CHECKING:
+    from vduse.daemon.blk.door import Door
+
+#: What serves at a socket of its own, and the driver that it needs.
+_SOCKETS = {"nbd": ("--nbd", "virtio_vdpa"), "vhost_user": ("--vhost-user", "vhost_vdpa")}
+_WITHOUT = "--nbd SOCKET or --vhost-user SOCKET"
+_SOCKET_MODE = 0o600
 
 
 @dataclass(frozen=True)
@@ -26,23 +34,46 @@ class Way:
 
 def choose(options: BlkOptions) -> Way:
     """The way that the options ask for. UserError: they contradict each other."""
-    if options.via == "kernel" and options.nbd is not None:
-        raise UserError("NBD is the embedded framework's: leave out --nbd, or --via kernel")
-    if options.via == "kernel" and options.qmp is not None:
-        raise UserError("--qmp is for --nbd; vduse dev knows the kernel's bus by itself")
+    _check_vhost_user(options)
+    socket = next((name for name in _SOCKETS if getattr(options, name) is not None), None)
     if options.via == "kernel":
+        _check_kernel(options, socket)
         return Way("kernel", "asked for by --via")
-    if options.nbd is None and (options.via == "embedded" or options.qmp is not None):
-        raise UserError("say where to serve: --nbd SOCKET")
-    if options.nbd is None:
-        return Way("kernel", "its VDUSE is usable here; --nbd SOCKET does without", chosen=True)
-    if options.driver != "virtio_vdpa":
-        raise UserError(f"NBD needs --driver virtio_vdpa; {options.driver} is for --via kernel")
+    if socket is None and (options.via == "embedded" or options.qmp is not None):
+        raise UserError("say where to serve: --nbd SOCKET or --vhost-user SOCKET")
+    if socket is None:
+        return Way("kernel", f"its VDUSE is usable here; {_WITHOUT} does without", chosen=True)
+    option, driver = _SOCKETS[socket]
+    if options.driver not in (None, driver):
+        raise UserError(f"{option} needs {driver}: leave out --driver {options.driver}")
     if options.via == "embedded":
         return Way("embedded", "asked for by --via")
-    return Way(
-        "embedded", "the framework in this process, because --nbd is its socket", chosen=True
-    )
+    why = f"the framework in this process, because {option} is its socket"
+    return Way("embedded", why, chosen=True)
+
+
+def _check_vhost_user(options: BlkOptions) -> None:
+    given = [
+        f"--vhost-user-{name}"
+        for name in ("mode", "owner", "group")
+        if getattr(options, f"vhost_user_{name}") is not None
+    ]
+    if options.vhost_user_connect and options.vhost_user is not None and given:
+        raise UserError(f"the socket is the virtual machine's: leave out {given[0]}")
+    if options.vhost_user_connect:
+        given.append("--vhost-user-connect")
+    if options.vhost_user is None and given:
+        raise UserError(f"{given[0]} is for a socket: --vhost-user SOCKET")
+    if options.vhost_user is not None and options.nbd is not None:
+        raise UserError("a device has one driver at a time: --nbd or --vhost-user")
+
+
+def _check_kernel(options: BlkOptions, socket: str | None) -> None:
+    if socket is not None:
+        option, _ = _SOCKETS[socket]
+        raise UserError(f"{option} is the embedded framework's: leave it out, or --via kernel")
+    if options.qmp is not None:
+        raise UserError("--qmp is for --nbd and --vhost-user; vduse dev knows the kernel's bus")
 
 
 def open_attachment(way: Way, options: BlkOptions, backend: str) -> Attachment:
@@ -51,13 +82,27 @@ def open_attachment(way: Way, options: BlkOptions, backend: str) -> Attachment:
         from vduse.daemon.blk.kernel import KernelAttachment
         from vduse.vdpa.drivers import BusDriver
 
-        return KernelAttachment(options.name, BusDriver(options.driver))
+        return KernelAttachment(options.name, BusDriver(options.driver or BusDriver.VIRTIO_VDPA))
     from vduse.daemon.blk.embedded import EmbeddedAttachment
 
+    return EmbeddedAttachment(_door(options, backend), qmp=options.qmp)
+
+
+def _door(options: BlkOptions, backend: str) -> Door:
+    if options.vhost_user is not None:
+        from vduse.daemon.blk.vhost_user import VhostUserDoor
+
+        return VhostUserDoor(
+            options.vhost_user,
+            connect=options.vhost_user_connect,
+            mode=_SOCKET_MODE if options.vhost_user_mode is None else options.vhost_user_mode,
+            owner=options.vhost_user_owner,
+            group=options.vhost_user_group,
+        )
+    from vduse.daemon.blk.nbd import NbdDoor
+
     assert options.nbd is not None  # of choose
-    return EmbeddedAttachment(
-        options.nbd, mode=options.nbd_mode, description=backend, qmp=options.qmp
-    )
+    return NbdDoor(options.nbd, mode=options.nbd_mode, description=backend)
 
 
 @contextmanager
@@ -68,4 +113,4 @@ def other_way(way: Way) -> Iterator[None]:
     except KernelRefused as error:
         if not way.chosen:
             raise
-        raise KernelRefused(f"{error}. Without the kernel: --nbd SOCKET") from error
+        raise KernelRefused(f"{error}. Without the kernel: {_WITHOUT}") from error

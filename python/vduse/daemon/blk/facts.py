@@ -13,6 +13,9 @@ from vduse.control.statistics import Statistics
 from vduse.control.units import format_size
 from vduse.daemon.table import Context
 
+#: Entries of its vhost-user-blk's virtqueues, where nothing is said.
+_QEMU_QUEUE_SIZE = 128
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -40,9 +43,12 @@ class Serving:
     driver: str
     #: Of the kernel: /dev/vdX or /dev/vhost-vdpa-N.
     node: str | None
-    #: Of NBD.
+    #: Of NBD or vhost-user.
     socket: str | None
+    #: Of NBD.
     uri: str | None
+    #: vhost-user's socket is the VMM's: this program connects to it.
+    connects: bool
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Resized:
-    """The backend has another size; clients that connect from now on see it."""
+    """The backend has another size. A VM is told; NBD clients that connect from now on see it."""
 
     event: str
     #: Bytes.
@@ -113,7 +119,8 @@ def _show_serving(facts: Serving, out: Console) -> None:
     _print(
         out,
         f"{facts.ring} virtqueues: {facts.queues} of {facts.queue_size}; "
-        f"serves {facts.node or facts.uri}",
+        f"{'connects to' if facts.connects else 'serves'} "
+        f"{facts.node or facts.uri or facts.socket}",
     )
     _print(out, f"via {facts.via}: {facts.why}")
     _print(out, "")
@@ -136,6 +143,8 @@ def _uses(facts: Serving) -> Iterator[tuple[str, str]]:
     """Command lines for a shell, and what each is for."""
     if facts.uri is not None:
         yield from _nbd_uses(facts, quote(facts.uri))
+    elif facts.socket is not None:
+        yield _qemu(facts, facts.socket), "the disk of a virtual machine"
     elif facts.driver == "vhost_vdpa":
         yield (
             f"qemu-system-x86_64 ... -device vhost-vdpa-device-pci,vhostdev={facts.node}",
@@ -157,6 +166,20 @@ def _nbd_uses(facts: Serving, uri: str) -> Iterator[tuple[str, str]]:
     yield (
         f"mkdir -p {folder}; nbdfuse {folder} {uri} & sleep 1; losetup --find --show {folder}/nbd",
         "a block device, as root",
+    )
+
+
+def _qemu(facts: Serving, path: str) -> str:
+    """Its memory is shared; it asks for no more queues than there are."""
+    chardev = f"socket,id=vu,path={path.replace(',', ',,')}{',server=on' if facts.connects else ''}"
+    device = f"vhost-user-blk-pci,chardev=vu,num-queues={facts.queues}"
+    if facts.queue_size < _QEMU_QUEUE_SIZE:
+        device += f",queue-size={facts.queue_size}"
+    if facts.ring == "packed":
+        device += ",packed=on"
+    return (
+        "qemu-system-x86_64 ... -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on "
+        f"-machine memory-backend=mem -chardev {quote(chardev)} -device {device}"
     )
 
 

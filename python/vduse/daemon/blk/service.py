@@ -68,6 +68,7 @@ class Service:
             node=reach.node,
             socket=reach.socket,
             uri=reach.uri,
+            connects=options.vhost_user_connect,
         )
 
     def broken(self) -> str | None:
@@ -80,7 +81,7 @@ class Service:
 
     def resized(self) -> int | None:
         """Looks at the backend's size; bytes, if it has changed since the last look. The driver
-        knows it then, and so do clients that connect later."""
+        knows it then, with it a VM, and so do NBD clients that connect later."""
         former = self._size
         try:
             self._size = self._device.resize()

@@ -1,4 +1,4 @@
-"""A device bound to vhost_vdpa, served to vhost-user front ends at a unix socket."""
+"""A device bound to vhost_vdpa, served to one vhost-user front end after the other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vduse.bus.driver import Driver
 from vduse.control import vhost_user as vu
 from vduse.control.vhost_user import Decoder, Message, ProtocolError
 from vduse.exports.errors import ExportError
-from vduse.exports.listen import UnixListener
+from vduse.exports.vhost_user.front_ends import FrontEnds, Listening
 from vduse.exports.vhost_user.session import Reply, Session
 
 log = logging.getLogger(__name__)
 
-#: Seconds until the next try where no connection can be accepted.
-_ACCEPT_AGAIN = 1.0
+#: Seconds that :meth:`VhostUserServer.close` waits: longer than a framework for its device.
+CLOSE_TIMEOUT = 40.0
 
 
 class Opens(Protocol):
@@ -48,25 +48,29 @@ class VhostUserServer:
     def __init__(
         self,
         vhost: Opens,
-        path: str | os.PathLike[str],
+        front_ends: str | os.PathLike[str] | FrontEnds,
         *,
         name: str = "vhost-user",
-        mode: int = 0o600,
     ) -> None:
-        """``name``: in the log. ``mode``: of the socket's file; who may write it may connect.
-        ExportError: it cannot listen there."""
+        """``front_ends``: where they come from; a path: a socket to listen at, for this user only.
+        Closed with the server. ``name``: in the log. ExportError: it cannot listen there."""
         self._vhost = vhost
         self._log_name = f"vhost-user {name}"
         self._pid = os.getpid()
         self._closed = False
         self._connected = False
-        self._listener = UnixListener(path, mode)
+        self._connections = 0
+        if isinstance(front_ends, str | os.PathLike):
+            front_ends = Listening(front_ends)
+        self._front_ends: FrontEnds = front_ends
         self._stop, self._stopped = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name=f"vduse-{name}", daemon=True)
         try:
             self._thread.start()
         except RuntimeError:
-            self._listener.close()
+            self._front_ends.close()
+            self._stop.close()
+            self._stopped.close()
             raise ExportError(
                 "no more threads for this process: raise the limit (ulimit -u)"
             ) from None
@@ -85,54 +89,46 @@ class VhostUserServer:
     @property
     def path(self) -> str:
         """Of the socket, as given."""
-        return self._listener.path
+        return self._front_ends.path
 
     @property
     def connected(self) -> bool:
         """Whether a front end is there."""
         return self._connected
 
-    def close(self) -> None:
-        """Removes the socket and ends the connection: what its front end asked for is finished
-        first, as far as the device does. Nothing in a forked child."""
+    def stats(self) -> dict[str, int]:
+        """``connections``: front ends so far; ``connected``: now, 0 or 1."""
+        return {"connections": self._connections, "connected": int(self._connected)}
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
+        """Ends the connection, once what its front end asked for is finished, and removes the
+        socket. False: it is not finished within ``timeout`` seconds; that goes on, until the device
+        answers or breaks. Nothing in a forked child."""
         if self._closed or os.getpid() != self._pid:
-            return
+            return True
         self._closed = True
-        self._listener.close()
         self._stop.close()
-        self._thread.join()
-        self._stopped.close()
+        self._thread.join(timeout)
+        self._front_ends.close()
+        return not self._thread.is_alive()
 
     # --- the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._stopped, selectors.EVENT_READ)
-            selector.register(self._listener, selectors.EVENT_READ)
-            while not self._stopping(ready := _wait(selector)):
-                if self._listener.fileno() in ready:
-                    self._accept()
+        with self._stopped:
+            while not self._closed:
+                if (connection := self._front_ends.next(self._stopped)) is not None:
+                    with connection:
+                        self._serve_safely(connection)
 
-    def _accept(self) -> None:
+    def _serve_safely(self, connection: socket.socket) -> None:
         try:
-            connection = self._listener.accept()
-        except (BlockingIOError, ConnectionError):
-            return  # it has gone again
-        except OSError as error:
-            # No fds are left, for example. It waits still: looking again at once would be a loop.
-            log.warning("%s: no connection accepted: %s", self._log_name, error)
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._stopped, selectors.EVENT_READ)
-                selector.select(_ACCEPT_AGAIN)
-            return
-        with connection:
-            try:
-                self._serve(connection)
-            except (ProtocolError, OSError) as error:
-                log.warning("%s: connection closed: %s", self._log_name, error)
-            except Exception:
-                # A fault of ours costs this connection, and no other device.
-                log.exception("%s: connection closed", self._log_name)
+            self._serve(connection)
+        except (ProtocolError, OSError) as error:
+            log.warning("%s: connection closed: %s", self._log_name, error)
+        except Exception:
+            # A fault of ours costs this connection, and no other device.
+            log.exception("%s: connection closed", self._log_name)
 
     def _serve(self, connection: socket.socket) -> None:
         with self._session() as session, selectors.DefaultSelector() as selector:
@@ -142,7 +138,7 @@ class VhostUserServer:
             selector.register(session.config_fd, selectors.EVENT_READ)
             decoder = Decoder()
             try:
-                while not self._stopping(ready := _wait(selector)):
+                while self._stopped.fileno() not in (ready := _wait(selector)):
                     if session.config_fd in ready:
                         session.config_changed()
                     if connection.fileno() in ready and not _receive(
@@ -159,6 +155,7 @@ class VhostUserServer:
         driver = self._vhost.open()
         try:
             session = Session(driver)
+            self._connections += 1
             self._connected = True
             try:
                 yield session
@@ -167,9 +164,6 @@ class VhostUserServer:
                 session.close()
         finally:
             driver.close()
-
-    def _stopping(self, ready: set[int]) -> bool:
-        return self._stopped.fileno() in ready
 
 
 def _wait(selector: selectors.BaseSelector) -> set[int]:
