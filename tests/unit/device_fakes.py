@@ -360,11 +360,15 @@ class FakeDataPath:
 
     def break_queue(self, index: int, message: str) -> None:
         """What a malformed ring does; waits until the control thread has come for the event."""
-        self.running.clear()
+        self.stop_unannounced()
         self._events.append(("broken", index, message))
         self._fetched.clear()
         os.eventfd_write(self._event_fd, 1)
         assert self._fetched.wait(30)
+
+    def stop_unannounced(self) -> None:
+        """Every queue has stopped by itself, and the event that tells of it is still to come."""
+        self.running.clear()
 
     def wait_running(self, *indexes: int) -> None:
         """Waits until just these queues run."""

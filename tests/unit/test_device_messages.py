@@ -379,6 +379,20 @@ def test_malformed_ring_stops_the_device_until_reset(rig: Rig) -> None:
     assert rig.path.running == {0}
 
 
+def test_a_queue_that_broke_has_no_position_though_word_of_it_is_on_its_way(rig: Rig) -> None:
+    """Where it was started it does not stand any more: the driver would be served twice."""
+    rig.live(0)
+    rig.path.stop_unannounced()
+    assert rig.channel.ask(GetVqState(0)).result == FAILED
+    assert decode_vq_state(rig.channel.ask(GetVqState(1)).vq_state, packed=False) == (0,)
+    rig.path.break_queue(0, "descriptor chain loops")
+    assert rig.channel.ask(GetVqState(0)).result == FAILED
+    assert rig.channel.ask(SetStatus(0)).result == OK
+    rig.channel.reset()
+    rig.probe(0)
+    assert rig.channel.ask(GetVqState(0)).result == OK
+
+
 def test_word_of_a_fault_that_comes_after_the_reset_is_void(rig: Rig) -> None:
     rig.live(0)
     assert rig.channel.ask(SetStatus(0)).result == OK

@@ -252,7 +252,7 @@ class MessageHandler:
     # --- other messages ---------------------------------------------------------------------
 
     def _get_vq_state(self, request: DevRequest, index: int) -> None:
-        if index >= len(self._queues) or self._fault is not None:
+        if index >= len(self._queues) or self._fault is not None or self._queues.broke(index):
             self._answer(request, RequestResult.FAILED)
         elif self._queues.running(index):
             self._host.offload(

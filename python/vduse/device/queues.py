@@ -101,6 +101,11 @@ class Queues:
         """Whether the data path serves it."""
         return self._data_path.queue_running(index)
 
+    def broke(self, index: int) -> bool:
+        """Whether it was started and has stopped by itself: a fault, of which an event tells or
+        will tell. Where it stands is not known."""
+        return index in self._given and index not in self._stopped and not self.running(index)
+
     def start(self, info: VqInfo) -> None:
         """Starts a queue that is set up. QueueError: the driver did so wrongly; OSError from the
         channel."""
