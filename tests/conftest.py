@@ -6,8 +6,10 @@ def test_second_daemon_is_locked_out(): ...
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Generator
+import signal
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
@@ -37,6 +39,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         if reason := means.missing(mark.args):
             pytest.skip(reason)
+
+
+def _process_state() -> dict[str, object]:
+    """What tests in one process share, and what another test would not expect changed."""
+    package = logging.getLogger("vduse")
+    return {
+        "vduse's logger": (package.level, package.propagate, package.disabled, *package.handlers),
+        "logging": (logging.root.level, logging.root.manager.disable),
+        "the working directory": os.getcwd(),
+        **{f"signal {number}": signal.getsignal(number) for number in signal.valid_signals()},
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Blames the test that changes the process, not one that comes after it."""
+    before = _process_state()
+    yield
+    after = _process_state()
+    changed = {what: (before[what], after[what]) for what in before if before[what] != after[what]}
+    assert not changed
 
 
 def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:

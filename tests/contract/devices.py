@@ -29,7 +29,7 @@ from vduse.control.features import DeviceId, Feature, Status
 T = TypeVar("T")
 
 #: Seconds within which everything must happen that is to happen.
-DEADLINE = 20.0
+DEADLINE = 60.0
 #: Virtqueue size of a raw device.
 QUEUE_SIZE = 64
 
@@ -105,6 +105,7 @@ class RawDevice:
         #: How it answers; None: not at all.
         self.reply: Callable[[DevRequest], DevResponse | None] = ok
         self._thread: threading.Thread | None = None
+        self._stopping = False
 
     @classmethod
     def create(
@@ -148,6 +149,7 @@ class RawDevice:
 
     def serve(self) -> RawDevice:
         """Answers messages on a thread from now on; itself."""
+        self._stopping = False
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         return self
@@ -160,6 +162,7 @@ class RawDevice:
     def stop(self) -> None:
         """Ends the thread."""
         if self._thread is not None:
+            self._stopping = True
             self.node.interrupt()
             self._thread.join(DEADLINE)
             assert not self._thread.is_alive()
@@ -168,8 +171,9 @@ class RawDevice:
 
     def _serve(self) -> None:
         try:
-            while self.node.wait(DEADLINE):
-                request = self.channel.receive()
+            while not self._stopping:
+                # Nothing may come for long.
+                request = self.channel.receive() if self.node.wait(DEADLINE) else None
                 if request is not None:
                     self.seen.append(request.message)
                     response = self.reply(request)

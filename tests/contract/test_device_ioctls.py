@@ -12,6 +12,7 @@ import pytest
 from tests.contract.devices import (
     AGREED,
     BASE,
+    DEADLINE,
     LIVE,
     RawDevice,
     background,
@@ -275,5 +276,5 @@ def test_irq_never_waits_for_the_driver(
     os.eventfd_write(full, (1 << 64) - 2)
     driver.set_vring_call(0, full)
     driver.set_vring_enable(0, True)
-    background(lambda: served.channel.vq_inject_irq(0)).result(10)
+    background(lambda: served.channel.vq_inject_irq(0)).result(DEADLINE)
     os.close(full)

@@ -26,7 +26,7 @@ NEIGHBOUR = "neighbour"
 #: Bytes of the victim's disk.
 SIZE = 1 << 20
 #: Seconds after which something that must happen has not.
-LIMIT = 30.0
+LIMIT = 60.0
 
 
 class LogWatch(logging.Handler):

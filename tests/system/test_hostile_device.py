@@ -20,7 +20,7 @@ SIZE = 8
 _ARENA = 1 << 20
 _IOVA = 1 << 32
 _FEATURES = Feature.VERSION_1 | Feature.ACCESS_PLATFORM | Feature.INDIRECT_DESC | BlkFeature.FLUSH
-_LIMIT = 30.0
+_LIMIT = 60.0
 
 
 class Fake:

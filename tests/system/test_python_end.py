@@ -39,7 +39,7 @@ def load():
 
 for _ in range(4):
     threading.Thread(target=load, daemon=True).start()
-begun.wait(20)
+begun.wait(60)
 {end}
 """
 
@@ -131,7 +131,7 @@ def load():
 
 for _ in range(4):
     threading.Thread(target=load, daemon=True).start()
-begun.wait(20)
+begun.wait(60)
 """
 
 
@@ -158,10 +158,10 @@ class Disk(PythonBackend):
     def read(self, offset, buffer):
         child = os.fork()
         if child == 0:
-            import atexit, time
-            begun = time.monotonic()
+            import atexit
+            from vduse import _native
             atexit._run_exitfuncs()
-            os._exit(5 if time.monotonic() - begun < 1.5 else 6)
+            os._exit(5 if _native.end_calls(0.0) else 6)
         self.code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 disk = Disk()

@@ -266,7 +266,7 @@ def test_quit_is_answered_and_exports_end(host: Host) -> None:
     ):
         client.send(b'{"execute": "quit", "id": 1}')
         assert client.answer() == {"return": {}, "id": 1}
-        assert daemon.quitting.wait(30)
+        assert daemon.quitting.wait(60)
         daemon.close()
         assert client.answer()["event"] == "BLOCK_EXPORT_DELETED"
         with pytest.raises(EOFError):
@@ -552,7 +552,7 @@ def test_a_chardev_may_wait_for_its_client(host: Host, monkeypatch: pytest.Monke
     answers = []
 
     def client() -> None:
-        waiting.wait(30)
+        waiting.wait(60)
         with QmpClient(host.socket) as early:
             answers.append(early.call("query-block-exports"))
 

@@ -145,7 +145,7 @@ def test_reset_does_not_wait_for_a_backend_that_has_own_pages() -> None:
 
         reader = threading.Thread(target=read)
         reader.start()
-        assert disk.taken.wait(10)
+        assert disk.taken.wait(60)
         assert has_umem(stack)
         stack.framework.bus.unbind("disk0")
         reader.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -26,14 +25,3 @@ def bench(work: WorkQueue) -> Bench:
 @pytest.fixture
 def bench_v1(work: WorkQueue) -> Bench:
     return Bench(work, "7.2", 1)
-
-
-@pytest.fixture
-def command_logging() -> Iterator[None]:
-    """For tests that run `vduse` in this process: it sets the package's logger up for good, and
-    after the test that is as it was."""
-    logger = logging.getLogger("vduse")
-    handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
-    yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)

@@ -40,7 +40,7 @@ class FakeChannel:
         self.closed = False
         self._extensions = frozenset(extensions)
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ours.settimeout(30)
+        self._ours.settimeout(60)
         self._theirs.setblocking(False)
         self._next_id = 1
         self._unanswered: set[int] = set()
@@ -364,7 +364,7 @@ class FakeDataPath:
         self._events.append(("broken", index, message))
         self._fetched.clear()
         os.eventfd_write(self._event_fd, 1)
-        assert self._fetched.wait(30)
+        assert self._fetched.wait(60)
 
     def stop_unannounced(self) -> None:
         """Every queue has stopped by itself, and the event that tells of it is still to come."""

@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 #: Seconds; a watchdog.
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 
 class QmpClient:

@@ -203,7 +203,7 @@ def test_an_older_config_is_never_stored_last(
     second = threading.Event()
     monkeypatch.setattr(FakeDriver, "set_config", slow)
     framework.dev_add("vd0")
-    assert second.wait(30)
+    assert second.wait(60)
     assert FakeDriver.made[0].size == 4096 * 512
 
 
@@ -265,7 +265,7 @@ def test_a_config_interrupt_resizes_the_disk(framework: Framework, devices: Devi
     driver.configured.clear()
     device.calls.call(Ioctl.DEV_SET_CONFIG, DevSetConfig(0, (4096).to_bytes(8, "little")).pack())
     device.calls.call(Ioctl.DEV_INJECT_CONFIG_IRQ)
-    assert driver.configured.wait(30)
+    assert driver.configured.wait(60)
     assert framework.disk("vd0").size == 2 << 20
 
 

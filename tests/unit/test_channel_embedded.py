@@ -57,7 +57,7 @@ def serve(sock: socket.socket, script: Script) -> threading.Thread:
 
     def run() -> None:
         server = CallServer(sock, script)
-        sock.settimeout(30)
+        sock.settimeout(60)
         while sock.recv(1, socket.MSG_PEEK) and server.serve():
             pass
         server.close()

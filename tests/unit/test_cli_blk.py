@@ -19,8 +19,6 @@ from vduse.daemon.commands import BlkOptions
 from vduse.daemon.main import main
 from vduse.exports.nbd import NbdServer
 
-pytestmark = pytest.mark.usefixtures("command_logging")
-
 ARGV = ["blk", "null", "--size", "1M", "--nbd", "disk.sock"]
 
 

@@ -10,8 +10,6 @@ import pytest
 from vduse.daemon.doctor import extras, needed
 from vduse.daemon.main import main
 
-pytestmark = pytest.mark.usefixtures("command_logging")
-
 
 def test_json_and_text_show_the_same_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0

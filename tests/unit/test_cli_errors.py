@@ -87,6 +87,14 @@ def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None
     assert "unknown option '--read'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("line", "code"), [("doctor --json", 0), ("dev list --qmp nobody -v", 2)])
+def test_a_command_leaves_its_callers_logging_alone(line: str, code: int) -> None:
+    logger = logging.getLogger("vduse")
+    before = (list(logger.handlers), logger.propagate, logger.level)
+    assert program.main(line.split()) == code
+    assert (logger.handlers, logger.propagate, logger.level) == before
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "err"),
     [

@@ -22,8 +22,6 @@ from vduse.daemon.main import main
 from vduse.daemon.storage import serve
 from vduse.framework import Framework
 
-pytestmark = pytest.mark.usefixtures("command_logging")
-
 
 def test_the_order_of_options_is_kept() -> None:
     line = "storage-daemon --chardev c1 --blockdev b1 --chardev c2 --monitor=m1 --export e1"

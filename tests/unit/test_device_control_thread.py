@@ -59,7 +59,7 @@ def test_watch_calls_back_until_unwatched(thread: ControlThread, event: int) -> 
 
     thread.call(lambda: thread.watch(event, Owner(), on_event))
     os.eventfd_write(event, 3)
-    assert called.wait(30)
+    assert called.wait(60)
     thread.call(lambda: thread.unwatch(event))
     thread.call(lambda: thread.unwatch(event))
     os.eventfd_write(event, 4)
@@ -83,7 +83,7 @@ def test_unwatch_holds_for_events_that_are_there_already(thread: ControlThread) 
             thread.watch(fd, Owner(), partial(on_event, index))
 
     thread.call(watch)
-    assert done.wait(30)
+    assert done.wait(60)
     thread.call(lambda: None)
     assert len(called) == 1
     for fd in fds:
@@ -101,7 +101,7 @@ def test_exception_is_its_owner_s(
 
     thread.call(lambda: thread.watch(event, owner, fail))
     os.eventfd_write(event, 1)
-    assert owner.broken.wait(30)
+    assert owner.broken.wait(60)
     assert isinstance(owner.error, ValueError)
     assert "disk0: broken by ValueError('a bug')" in caplog.text
     assert thread.call(lambda: "alive") == "alive"
@@ -113,7 +113,7 @@ def test_offload_waits_elsewhere(thread: ControlThread) -> None:
     done = threading.Event()
 
     def work() -> str:
-        release.wait(30)
+        release.wait(60)
         return threading.current_thread().name
 
     def then(name: str) -> None:
@@ -123,7 +123,7 @@ def test_offload_waits_elsewhere(thread: ControlThread) -> None:
     thread.offload(Owner("disk0"), work, then)
     assert thread.call(lambda: "not blocked") == "not blocked"
     release.set()
-    assert done.wait(30)
+    assert done.wait(60)
     assert results == [("vduse-wait-disk0", "vduse-control")]
 
 
@@ -136,7 +136,7 @@ def test_offload_s_exception_is_its_owner_s(thread: ControlThread, stage: str) -
             raise ValueError(at)
 
     thread.offload(owner, lambda: run("work"), lambda _: run("then"))
-    assert owner.broken.wait(30)
+    assert owner.broken.wait(60)
     assert str(owner.error) == stage
 
 
@@ -160,7 +160,7 @@ def test_work_that_ends_after_close_writes_into_nobody_s_file() -> None:
     go_on = threading.Event()
 
     def work() -> None:
-        go_on.wait(30)
+        go_on.wait(60)
 
     thread.offload(Owner(), work, lambda _: None)
     waiter = next(each for each in threading.enumerate() if each.name.startswith("vduse-wait"))
@@ -168,7 +168,7 @@ def test_work_that_ends_after_close_writes_into_nobody_s_file() -> None:
     reused = os.eventfd(0, os.EFD_NONBLOCK)  # takes the lowest fd, that of the wake-up
     try:
         go_on.set()
-        waiter.join(30)
+        waiter.join(60)
         with pytest.raises(BlockingIOError):
             os.eventfd_read(reused)
     finally:

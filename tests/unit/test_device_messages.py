@@ -255,7 +255,7 @@ def test_reset_past_its_bound_is_not_answered_and_breaks_the_device(
     rig.path.resets = False
     rig.channel.send(SetStatus(0))
     with caplog.at_level(logging.ERROR):
-        reason = rig.device.wait(30)
+        reason = rig.device.wait(60)
     assert reason == "reset: requests still use the driver's memory after 0.5 s"
     assert reason in caplog.text
     assert not rig.channel.closed, "a closed node's messages go to the next opener"
@@ -314,7 +314,7 @@ def test_drain_past_its_bound_breaks_the_device(rig: Rig) -> None:
     rig.live(0)
     rig.path.drains = False
     rig.channel.send(GetVqState(0))
-    assert rig.device.wait(30) == "virtqueue 0: requests still in flight after 0.5 s"
+    assert rig.device.wait(60) == "virtqueue 0: requests still in flight after 0.5 s"
 
 
 def test_late_enable_is_noticed_by_its_kick(rig: Rig) -> None:
@@ -337,7 +337,7 @@ def test_update_iotlb_unacknowledged_is_not_answered(rig: Rig) -> None:
     rig.live(0)
     rig.path.acknowledges = False
     rig.channel.send(UpdateIotlb(0, 1))
-    assert rig.device.wait(30) == "IOTLB update: not acknowledged in 0.5 s"
+    assert rig.device.wait(60) == "IOTLB update: not acknowledged in 0.5 s"
 
 
 def test_update_callfd_reaches_running_queues(rig: Rig) -> None:
@@ -417,7 +417,7 @@ def test_exception_breaks_only_its_device(
 
     monkeypatch.setattr(broken.path, "invalidate", fail)
     broken.channel.send(UpdateIotlb(0, 1))
-    assert broken.device.wait(30) == "RuntimeError: a bug"
+    assert broken.device.wait(60) == "RuntimeError: a bug"
     assert "Traceback" in caplog.text
     assert whole.channel.ask(UpdateIotlb(0, 1)).result == OK
     assert whole.device.ended is None
@@ -428,7 +428,7 @@ def test_exception_breaks_only_its_device(
 def test_framework_gone_ends_the_device(rig: Rig) -> None:
     rig.live(0)
     rig.channel.hang_up()
-    assert rig.device.wait(30) == "the framework is gone: hung up"
+    assert rig.device.wait(60) == "the framework is gone: hung up"
 
 
 # --- recovery and end ----------------------------------------------------------------------
@@ -558,7 +558,7 @@ def test_reset_whose_records_cannot_be_cleared_is_not_answered(rigs: Callable[..
     rig.live(0)
     rig.channel.inflight_error = OSError(errno.EIO, "records")
     rig.channel.send(SetStatus(0))
-    reason = rig.device.wait(30)
+    reason = rig.device.wait(60)
     assert reason is not None and "records" in reason
 
 

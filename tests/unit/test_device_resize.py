@@ -23,5 +23,5 @@ def test_a_live_driver_sees_the_new_capacity(
         assert stack.disk.size == 1 << 20
         os.truncate(image, (2 << 20) + 512)
         assert stack.blk.resize() == (2 << 20) + 512
-        assert resized.wait(30)
+        assert resized.wait(60)
         assert stack.disk.size == (2 << 20) + 512

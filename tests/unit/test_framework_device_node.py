@@ -54,7 +54,7 @@ class TestOpenAndRelease:
         with ThreadPoolExecutor(2) as pool:
             for status in (1, 3):
                 sent = pool.submit(bench.device.send_status, status)
-                assert queued.acquire(timeout=30)
+                assert queued.acquire(timeout=60)
             first = bench.node.read_messages()
             assert len(first) == 2
             bench.node.release()
@@ -62,7 +62,7 @@ class TestOpenAndRelease:
             assert bench.node.read_messages() == first
             for data in first:
                 bench.node.write_response(DevResponse(DevRequest.unpack(data).request_id).pack())
-            sent.result(30)
+            sent.result(60)
 
     def test_release_does_not_reset(self, bench: Bench) -> None:
         vdpa = bench.attach()
@@ -194,7 +194,7 @@ class TestConfig:
         vdpa.set_config_cb(callback)
         vdpa.set_status(LIVE)
         bench.ok(Ioctl.DEV_INJECT_CONFIG_IRQ)
-        assert called.wait(30)
+        assert called.wait(60)
         assert threads != [threading.current_thread()]
 
     def test_status_is_stored_only_after_the_answer(self, bench: Bench) -> None:

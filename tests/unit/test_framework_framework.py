@@ -130,7 +130,7 @@ def test_messages_wait_for_the_next_opener(framework: Framework, device: RawDevi
     device.reply = silent
     sender = threading.Thread(target=vdpa.set_status, args=(3,))
     sender.start()
-    assert taken.wait(30)
+    assert taken.wait(60)
     device.close()
     device.open(answering=False)
     request = device.receive()
@@ -203,7 +203,7 @@ def test_destroy_tells_a_tap_with_no_lock_held() -> None:
         device = RawDevice(control, blk_config())
         device.messages.shutdown(socket.SHUT_RDWR)
         # In one packet burst with the end of the device's program: DESTROY looks at it first.
-        control.sock.settimeout(30)
+        control.sock.settimeout(60)
         control.call(Ioctl.DESTROY_DEV, pack_name("vd0"))
         assert found == [["vd0"]]
         device.close()
@@ -219,13 +219,13 @@ def test_a_bind_that_comes_after_dev_del_finds_nothing(
 
     def held(request: DevRequest) -> DevResponse:
         asked.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
         return ok(request)
 
     device.reply = held
     opening = threading.Thread(target=framework.bus.bind, args=("vd0", "virtio_vdpa"))
     opening.start()
-    assert asked.wait(30)
+    assert asked.wait(60)
     refused: list[BaseException] = []
 
     def late(call: Callable[[], object]) -> None:
@@ -244,7 +244,7 @@ def test_a_bind_that_comes_after_dev_del_finds_nothing(
     device.reply = ok
     go_on.set()
     for thread in (opening, *late_calls):
-        thread.join(30)
+        thread.join(60)
     assert len(refused) in (1, 2)  # the bind came first, or it did not
     assert framework.bus.devices == {}
     assert not framework.device("vd0").attached
@@ -294,7 +294,7 @@ class TestListen:
             patch.setattr(socket, "socket", Listening)
             framework.listen(path)
             first = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            first.settimeout(30)
+            first.settimeout(60)
             first.connect(path)
             assert first.recv(1) == b"", "turned away"
             first.close()
@@ -383,7 +383,7 @@ class TestClose:
 
         sender = threading.Thread(target=send)
         sender.start()
-        assert taken.wait(30)
+        assert taken.wait(60)
         framework.close()
         framework.close()
         sender.join()

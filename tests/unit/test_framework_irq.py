@@ -24,11 +24,11 @@ def test_work_is_queued_once_while_it_waits(queue: WorkQueue) -> None:
 
     def block() -> None:
         running.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
 
     blocker, counted = Work(block, "blocker"), Work(lambda: runs.append(1), "counted")
     queue.queue(blocker)
-    assert running.wait(30)
+    assert running.wait(60)
     for _ in range(3):
         queue.queue(counted)
     go_on.set()
@@ -41,12 +41,12 @@ def test_flush_waits_for_what_runs(queue: WorkQueue) -> None:
 
     def block() -> None:
         running.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
         done.set()
 
     work = Work(block, "blocker")
     queue.queue(work)
-    assert running.wait(30)
+    assert running.wait(60)
     flusher = threading.Thread(target=queue.flush, args=(work,))
     flusher.start()
     assert flusher.is_alive()
@@ -65,7 +65,7 @@ def test_work_may_flush_and_close_its_own_queue(queue: WorkQueue) -> None:
 
     work = Work(own, "own")
     queue.queue(work)
-    assert done.wait(30)
+    assert done.wait(60)
 
 
 def test_failing_work_is_logged_and_the_next_runs(
@@ -78,7 +78,7 @@ def test_failing_work_is_logged_and_the_next_runs(
     with caplog.at_level(logging.ERROR, "vduse"):
         queue.queue(Work(fail, "config interrupt of vd0"))
         queue.queue(Work(done.set, "next"))
-        assert done.wait(30)
+        assert done.wait(60)
     assert "config interrupt of vd0 failed" in caplog.text
 
 

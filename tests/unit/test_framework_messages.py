@@ -51,7 +51,7 @@ def send(
 ) -> Future[DevResponse]:
     """Sends on a thread of its own; returns when the message is queued."""
     future = pool.submit(queue.send, SetStatus(status), timeout)
-    assert queue.queued.acquire(timeout=30)
+    assert queue.queued.acquire(timeout=60)
     return future
 
 
@@ -62,7 +62,7 @@ def test_send_waits_for_the_answer(pool: ThreadPoolExecutor) -> None:
     assert request.message == SetStatus(3)
     assert not sent.done()
     queue.answer(DevResponse(request.request_id, vq_index=9))
-    assert sent.result(30).vq_index == 9
+    assert sent.result(60).vq_index == 9
     assert queue.counts() == {"SET_STATUS": 1}
 
 
@@ -71,7 +71,7 @@ def test_a_nonzero_result_is_eio_to_whoever_asked(pool: ThreadPoolExecutor) -> N
     sent = send(pool, queue, 0xB)
     queue.answer(DevResponse(queue.take_request().request_id, result=1))
     with pytest.raises(DeviceRefused) as caught:
-        sent.result(30)
+        sent.result(60)
     assert caught.value.errno == errno.EIO
     assert not queue.broken
 
@@ -84,7 +84,7 @@ def test_poll_says_in_out_err(pool: ThreadPoolExecutor) -> None:
     request = queue.take_request()
     assert queue.poll() == select.POLLOUT
     queue.answer(DevResponse(request.request_id))
-    sent.result(30)
+    sent.result(60)
     assert queue.poll() == 0
     queue.break_device("test")
     assert queue.poll() == select.POLLERR
@@ -105,7 +105,7 @@ def test_unknown_id_is_enoent_and_reserved_is_einval(pool: ThreadPoolExecutor) -
         queue.answer(DevResponse(request.request_id, reserved=b"\1" + bytes(15)))
     assert caught.value.errno == errno.EINVAL
     queue.answer(DevResponse(request.request_id))
-    sent.result(30)
+    sent.result(60)
 
 
 def test_replay_puts_unanswered_messages_at_the_head_in_order(pool: ThreadPoolExecutor) -> None:
@@ -118,7 +118,7 @@ def test_replay_puts_unanswered_messages_at_the_head_in_order(pool: ThreadPoolEx
         request = queue.take_request()
         assert request.message == SetStatus(status)
         queue.answer(DevResponse(request.request_id))
-        future.result(30)
+        future.result(60)
 
 
 def test_a_timeout_fails_every_message_and_breaks_for_good(pool: ThreadPoolExecutor) -> None:
@@ -132,7 +132,7 @@ def test_a_timeout_fails_every_message_and_breaks_for_good(pool: ThreadPoolExecu
     assert caught.value.errno == errno.EIO
     for future in (unread, unanswered):
         with pytest.raises(DeviceTimedOut):
-            future.result(30)
+            future.result(60)
     assert broken.is_set()
     assert queue.take() is None
     with pytest.raises(DeviceTimedOut, match="UPDATE_IOTLB"):
@@ -143,7 +143,7 @@ def test_a_late_answer_to_a_broken_device_is_enoent(pool: ThreadPoolExecutor) ->
     queue = Queue()
     sent = send(pool, queue, 1, 0.01)
     with pytest.raises(DeviceTimedOut):
-        sent.result(30)
+        sent.result(60)
     with pytest.raises(OSError) as caught:
         queue.answer(DevResponse(0))
     assert caught.value.errno == errno.ENOENT
@@ -175,7 +175,7 @@ def test_a_killed_waiter_drops_only_its_own_message(
     assert request.message == SetStatus(1)
     assert queue.take() is None
     queue.answer(DevResponse(request.request_id))
-    other.result(30)
+    other.result(60)
     assert not queue.broken
 
 
@@ -185,7 +185,7 @@ def test_no_device_program_is_needed_to_send(pool: ThreadPoolExecutor) -> None:
     sent = send(pool, queue, 1)
     queue.replay()
     queue.answer(DevResponse(queue.take_request().request_id))
-    sent.result(30)
+    sent.result(60)
 
 
 def test_a_message_that_fits_no_struct_is_its_sender_s_error() -> None:

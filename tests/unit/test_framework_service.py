@@ -53,12 +53,12 @@ def test_a_failing_endpoint_is_closed_and_others_go_on(
     bad, good = Endpoint(fails=True), Endpoint()
     with caplog.at_level(logging.ERROR, "vduse"):
         service.add(bad)
-        assert bad.closed.wait(30)
+        assert bad.closed.wait(60)
     assert "fault" in caplog.text
     service.add(good)
-    assert good.served.acquire(timeout=30)  # once when it is added
+    assert good.served.acquire(timeout=60)  # once when it is added
     os.eventfd_write(good.fd, 1)
-    assert good.served.acquire(timeout=30)
+    assert good.served.acquire(timeout=60)
 
 
 def test_poke_serves_and_discard_closes(service: Service) -> None:
@@ -66,10 +66,10 @@ def test_poke_serves_and_discard_closes(service: Service) -> None:
     service.add(endpoint)
     service.poke(endpoint)
     for _ in range(2):
-        assert endpoint.served.acquire(timeout=30)
+        assert endpoint.served.acquire(timeout=60)
     service.discard(endpoint)
     service.poke(endpoint)
-    assert endpoint.closed.wait(30)
+    assert endpoint.closed.wait(60)
     service.discard(endpoint)
 
 
@@ -77,7 +77,7 @@ def test_close_closes_every_endpoint_and_takes_no_more() -> None:
     service = Service("test-service")
     endpoint = Endpoint()
     service.add(endpoint)
-    assert endpoint.served.acquire(timeout=30)
+    assert endpoint.served.acquire(timeout=60)
     service.close()
     service.close()
     assert endpoint.closed.is_set()
@@ -96,9 +96,9 @@ def test_an_endpoint_that_fails_to_close_harms_no_other(
 
     monkeypatch.setattr(bad, "close", close)
     service.add(bad)
-    assert bad.closed.wait(30)
+    assert bad.closed.wait(60)
     service.add(good)
-    assert good.served.acquire(timeout=30)
+    assert good.served.acquire(timeout=60)
 
 
 def test_an_endpoint_that_cannot_be_watched_is_closed(service: Service) -> None:
@@ -110,4 +110,4 @@ def test_an_endpoint_that_cannot_be_watched_is_closed(service: Service) -> None:
         file = devnull.fileno()  # EPERM of epoll, as ENOSPC past its limit
         unwatched = Unwatchable()
         service.add(unwatched)
-        assert unwatched.closed.wait(30)
+        assert unwatched.closed.wait(60)

@@ -74,7 +74,7 @@ def test_pressure_reclaims(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made = Shrinker(lambda: [Signalling("a", 10)])
     sender.send(b"!", socket.MSG_OOB)
-    assert reclaimed.wait(30)
+    assert reclaimed.wait(60)
     made.close()
     stats = made.stats()
     assert (stats.events, stats.bytes, stats.source) == (1, 10, "psi")
@@ -96,7 +96,7 @@ def test_a_source_that_is_gone_is_watched_no_more(monkeypatch: pytest.MonkeyPatc
         return []
 
     made = Shrinker(devices)
-    assert warned.wait(30)
+    assert warned.wait(60)
     made.close()
     assert asked == []
     assert made.stats().events == 0

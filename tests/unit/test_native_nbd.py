@@ -49,7 +49,7 @@ class Client:
         ours, theirs = socket.socketpair()
         _SOCKETS.append(ours)
         self.socket = ours
-        self.socket.settimeout(30)
+        self.socket.settimeout(60)
         self.structured = structured
         export.attach(theirs.detach(), structured=structured, base_allocation=structured)
 
@@ -324,7 +324,7 @@ def test_a_client_that_does_not_read_holds_up_nobody_else(export: _native.NbdExp
     third = Client(export)  # on the queue of the first
     assert third.ask(READ, 0, 4096) == 0
     # And when it reads after all, it gets what it asked for.
-    greedy.socket.settimeout(30)
+    greedy.socket.settimeout(60)
     for _ in range(300):
         assert greedy.reply()[0] == 0
 

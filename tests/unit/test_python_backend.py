@@ -285,7 +285,7 @@ def test_resize_reaches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     with on(ram) as stack:
         ram.data.extend(bytes(SIZE))
         ram.resize(2 * SIZE)
-        assert resized.wait(30)
+        assert resized.wait(60)
         assert stack.disk.size == 2 * SIZE
         stack.disk.pwrite(b"n" * 512, 2 * SIZE - 512)
     assert ram.data[-512:] == b"n" * 512
@@ -414,7 +414,7 @@ def test_request_kept_alone_is_open_until_it_is_dropped() -> None:
     disk = Batches(handle)
     with on(disk) as stack:
         [token] = stack.disk.submit([("read", 0, bytearray(512))])
-        assert taken.wait(10)
+        assert taken.wait(60)
         assert stack.disk.reap(1, 0.05) == []
         kept.clear()
         assert stack.disk.reap(1, 10) == [(token, -errno.EIO)]

@@ -74,11 +74,11 @@ def test_device_of_a_python_disk_has_a_pool_of_its_own() -> None:
         @override
         def read(self, offset: int, buffer: memoryview) -> None:
             stuck.set()
-            go.wait(30)
+            go.wait(60)
 
     with on(Stuck()) as one, on(Ram()) as other, blk_stack(backend="memory") as third:
         one.disk.submit([("read", 0, bytearray(512))])
-        assert stuck.wait(10)
+        assert stuck.wait(60)
         assert other.disk.pread(512, 0) == third.disk.pread(512, 0) == bytes(512)
         go.set()
         one.disk.reap()
@@ -196,7 +196,7 @@ def test_no_token_is_completed_where_one_error_is_none() -> None:
     disk = Batches(handle)
     with on(disk) as stack:
         stack.disk.submit([("read", 0, bytearray(512))])
-        assert came.wait(10)
+        assert came.wait(60)
         token = kept[0][0].token
         with pytest.raises(ValueError, match="neither"):
             disk.complete([token, token], [0, -5])

@@ -118,7 +118,7 @@ class Slicing(Ram):
         sector = offset // 512
         if sector == 0:
             self.begun.set()
-            assert self.go.wait(10)
+            assert self.go.wait(60)
         part = buffer[8:]
         if sector == 5:
             raise OSError(errno.EIO, "with a part of the buffer in the traceback")
@@ -140,7 +140,7 @@ def test_part_kept_by_a_method_stays_on_its_own_request() -> None:
             driver.submit(chain, indirect=True)
             driver.kick()
             # The first is a batch; the others come while it is served, and are the next.
-            assert disk.begun.wait(10)
+            assert disk.begun.wait(60)
         disk.go.set()
         driver.wait_used(8)
         assert driver.memory.read(STATUS, 8) == bytes([S_OK] * 5 + [S_IOERR] + [S_OK] * 2)
@@ -179,7 +179,7 @@ def test_reset_writes_nothing_later(pieces: list[tuple[int, int]]) -> None:
     with raw(disk) as (_, driver):
         driver.memory.write(DATA, b"\xee" * 8192)
         scattered(driver, T_IN, pieces)
-        assert disk.taken.wait(10)
+        assert disk.taken.wait(60)
         driver.reset()
         for view in disk.views:
             view[:] = bytes(len(view))
@@ -198,7 +198,7 @@ def test_reset_waits_for_a_view_on_the_drivers_memory(end: str) -> None:
     disk = Holding(view=True)
     with raw(disk) as (_, driver):
         scattered(driver, T_IN, [(0, 1024)])
-        assert disk.taken.wait(10)
+        assert disk.taken.wait(60)
         over = threading.Event()
 
         def reset() -> None:
@@ -212,7 +212,7 @@ def test_reset_waits_for_a_view_on_the_drivers_memory(end: str) -> None:
             disk.requests[0].complete()
         else:
             disk.views[0].release()
-        assert over.wait(10)
+        assert over.wait(60)
         thread.join()
         assert driver.memory.read(STATUS, 1) == b"\xff"
 
@@ -221,7 +221,7 @@ def test_device_goes_on_after_a_reset() -> None:
     disk = Holding(view=False)
     with raw(disk) as (stack, driver):
         scattered(driver, T_IN, [(0, 1024)])
-        assert disk.taken.wait(10)
+        assert disk.taken.wait(60)
         driver.reset()
         disk.handle = lambda batch: batch.complete() and None
         with RawDriver(stack.driver) as next_driver:

@@ -101,7 +101,7 @@ def test_array_keeps_its_batch_open() -> None:
 
     with on(Batches(handle)) as stack:
         [token] = stack.disk.submit([("read", 0, bytearray(512))])
-        assert taken.wait(10)
+        assert taken.wait(60)
         assert stack.disk.reap(1, 0.05) == []
         kept.clear()
         assert stack.disk.reap(1, 10) == [(token, -errno.EIO)]
@@ -121,7 +121,7 @@ def test_tokens_of_many_batches_are_completed_by_one_call() -> None:
         tokens = stack.disk.submit([("read", 512 * n, bytearray(512)) for n in range(8)])
         more = stack.disk.submit([("read", 512 * n, bytearray(512)) for n in range(8)])
         for _ in range(16):
-            assert ready.acquire(timeout=10)
+            assert ready.acquire(timeout=60)
         mine = np.concatenate(pending)
         errors = np.zeros(16, np.int32)
         errors[0] = errno.ENOTSUP

@@ -133,7 +133,7 @@ def test_a_command_is_answered(stage: _Stage) -> None:
     with QmpClient(stage.path) as client:
         assert client.call("echo", text="ab", times=2) == {"some-text": "abab"}
         assert client.call("nothing") == {}
-    assert stage.answered.wait(30)
+    assert stage.answered.wait(60)
 
 
 @pytest.mark.parametrize("request_id", [7, "x", None, [1, {"a": None}], 1.5, True])

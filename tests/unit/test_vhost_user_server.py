@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -29,7 +30,7 @@ from tests.unit.vhost_user_front_end import (
 from vduse.control.features import Feature, Status
 from vduse.control.vhost_user import F_PROTOCOL_FEATURES, ProtocolFeature, Request
 from vduse.exports.listen import UnixListener
-from vduse.exports.vhost_user import VhostUserServer
+from vduse.exports.vhost_user import VhostUserServer, front_ends
 
 AGREED = u64(Feature.VERSION_1 | F_PROTOCOL_FEATURES)
 
@@ -307,7 +308,7 @@ def test_a_config_change_reaches_a_front_end_that_wants_to_know(
     with ours, theirs:
         front_end.set(Request.SET_BACKEND_REQ_FD, b"", theirs.fileno())
         os.eventfd_write(driver.config_call, 1)
-        ours.settimeout(30)
+        ours.settimeout(60)
         assert ours.recv(100) == struct.pack("=III", 2, 1, 0)
 
 
@@ -344,7 +345,7 @@ def test_a_full_pipe_that_the_front_end_made_blocking_is_not_waited_for(
                 os.write(writer, bytes(4096))
         os.set_blocking(writer, True)
         os.eventfd_write(driver.config_call, 1)
-        front_end.socket.settimeout(30)
+        front_end.socket.settimeout(60)
         front_end.get(Request.GET_QUEUE_NUM)
         assert front_end.get(Request.GET_QUEUE_NUM) == u64(4)
         assert "not told of a config change" in caplog.text
@@ -363,17 +364,19 @@ def test_the_back_ends_requests_go_to_a_socket_or_a_pipe(
 def test_a_connection_that_cannot_be_accepted_costs_no_loop(
     server: VhostUserServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tries = []
+    pause = 0.2
+    tries: SimpleQueue[float] = SimpleQueue()
 
     def accept() -> None:
-        tries.append(1)
+        tries.put(time.monotonic())
         raise OSError(errno.EMFILE, "Too many open files")
 
+    monkeypatch.setattr(front_ends, "_ACCEPT_AGAIN", pause)
     with monkeypatch.context() as patch:
         patch.setattr(UnixListener, "accept", lambda _: accept())
         front_end = FrontEnd(server.path)
-        time.sleep(0.3)
-        assert len(tries) == 1
+        first, second = (tries.get(timeout=60) for _ in range(2))
+        assert second - first >= pause
     assert "no connection accepted: [Errno 24] Too many open files" in caplog.text
     assert front_end.get(Request.GET_QUEUE_NUM) == u64(4)
     front_end.close()
@@ -423,7 +426,7 @@ def test_a_bad_message_ends_its_connection_only(
 ) -> None:
     front_end.socket.sendall(message)
     assert front_end.gone()
-    assert driver.closed.wait(30)
+    assert driver.closed.wait(60)
     assert "connection closed: " in caplog.text
     assert "Traceback" not in caplog.text
     again = FrontEnd(server.path)
@@ -437,7 +440,7 @@ def test_a_front_end_that_goes_within_a_message(
 ) -> None:
     front_end.socket.sendall((header(Request.SET_FEATURES, size=8) + AGREED)[:size])
     front_end.close()
-    assert driver.closed.wait(30)
+    assert driver.closed.wait(60)
     assert driver.named("set_features") == []
 
 
@@ -462,7 +465,7 @@ def test_fds_that_nobody_asked_for_are_closed(
     with eventfd() as fd:
         front_end.send(request_, state(0, 0) if request_ == Request.SET_VRING_ENABLE else b"", fd)
         if request_ == 99:
-            assert front_end.gone() and driver.closed.wait(30)
+            assert front_end.gone() and driver.closed.wait(60)
             return
         front_end.get(Request.GET_QUEUE_NUM)
     assert open_fds() == before
@@ -474,7 +477,7 @@ def test_more_fds_than_a_message_may_carry(
     before = open_fds()
     with eventfd() as fd:
         front_end.send(Request.SET_OWNER, b"", *[fd] * 40)
-        assert front_end.gone() and driver.closed.wait(30)
+        assert front_end.gone() and driver.closed.wait(60)
     assert "fds" in caplog.text
     assert open_fds() <= before
 
@@ -492,7 +495,7 @@ def test_a_front_end_that_does_not_read_its_replies(
     with pytest.raises((BrokenPipeError, ConnectionResetError)):
         while True:
             front_end.socket.sendall(header(Request.GET_QUEUE_NUM) * 100)
-    assert driver.closed.wait(30)
+    assert driver.closed.wait(60)
     assert "does not read its replies" in caplog.text
 
 
@@ -522,7 +525,7 @@ def test_a_front_end_that_goes_leaves_finished_requests_and_no_fds(
     front_end.add_memory()
     front_end.start(0)
     front_end.close()
-    assert device.driver.closed.wait(30)
+    assert device.driver.closed.wait(60)
     assert device.driver.named("get_vring_base") == [(0,)]
     again = FrontEnd(server.path)  # served by the same thread, so after all of that
     again.get(Request.GET_QUEUE_NUM)

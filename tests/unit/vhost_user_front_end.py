@@ -107,7 +107,7 @@ class FrontEnd:
             self.socket.connect(where)
         else:
             self.socket = where
-        self.socket.settimeout(30)
+        self.socket.settimeout(60)
 
     def send(self, request: int, payload: bytes = b"", *fds: int, flags: int = 1) -> None:
         data = struct.pack("=III", request, flags, len(payload)) + payload

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
@@ -16,6 +18,19 @@ class _Formatter(logging.Formatter):
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """After the block the package's logger is as it was before: whoever runs a command as a
+    function has a logging of its own."""
+    root = logging.getLogger("vduse")
+    handlers, propagate, level = list(root.handlers), root.propagate, root.level
+    try:
+        yield
+    finally:
+        root.handlers[:], root.propagate = handlers, propagate
+        root.setLevel(level)
 
 
 def setup(verbosity: int) -> None:

@@ -26,7 +26,11 @@ from vduse.daemon.table import Context
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the process's exit code (see :mod:`vduse.daemon.errors`)."""
     _open_standard_streams()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with logs.put_back():
+        return _exit_code(list(sys.argv[1:] if argv is None else argv))
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments)
     except UserError as error:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 MIB = 1 << 20
 MODULES = ("vduse", "virtio_vdpa", "vhost_vdpa", "virtio_blk")
 #: Seconds for what the kernel does by and by.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def newest_api_version() -> int:
