@@ -354,11 +354,19 @@ def copy_baseline(
 
 @final
 class Pool:
-    """The worker threads that serve device queues. ``workers`` None: one a CPU, at most 4."""
+    """The worker threads that serve device queues."""
 
-    def __new__(cls, workers: int | None = None) -> Self: ...
+    def __new__(
+        cls, workers: int | None = None, *, poll: bool = True, cpus: Sequence[int] = ()
+    ) -> Self:
+        """``workers`` None: one a CPU, at most 4. ``poll`` False: they sleep as soon as there is
+        nothing to do, instead of looking again for a moment (docs/performance.md). ``cpus``: one
+        worker for each, which runs there alone. ValueError: one that is not there, or that this
+        process may not use."""
     @property
     def workers(self) -> int: ...
+    def stats(self) -> list[dict[str, int]]:
+        """:class:`vduse.control.statistics.WorkerStats` of each worker."""
     def close(self) -> None:
         """Ends the threads. OSError EBUSY: a data path on it is not closed."""
 

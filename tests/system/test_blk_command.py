@@ -195,7 +195,36 @@ def test_facts_as_lines_of_json(tmp_path: Path) -> None:
     [ended] = map(json.loads, out.splitlines())
     assert (ended["event"], ended["name"], ended["reason"]) == ("ended", "ram", "SIGINT")
     assert ended["broken"] is False
-    assert set(ended["statistics"]) == {"devices", "disks", "exports"}
+    assert set(ended["statistics"]) == {"devices", "disks", "exports", "workers"}
+
+
+@pytest.mark.needs("nbdcopy")
+def test_workers_are_pinned_and_do_not_poll_where_that_is_asked_for(tmp_path: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    options = ("--cpus", str(cpu), "--no-poll", "--json")
+    with command(tmp_path, "memory", "--size", "4M", *options) as blk:
+        blk.until("serving")
+        pinned = [
+            thread
+            for thread in Path(f"/proc/{blk.process.pid}/task").iterdir()
+            if (thread / "comm").read_text().startswith("vduse-worker")
+            and f"Cpus_allowed_list:\t{cpu}\n" in (thread / "status").read_text()
+        ]
+        assert len(pinned) == 1
+        run("nbdcopy", blk.uri, str(tmp_path / "copy"))
+        code, out, _ = blk.end()
+        assert code == 0
+    ended = json.loads(out)
+    [worker] = ended["statistics"]["workers"]
+    assert (worker["poll_found_ns"], worker["poll_vain_ns"]) == (0, 0)
+    assert worker["sleeps"] > 0
+
+
+def test_a_cpu_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with command(tmp_path, "memory", "--size", "4M", "--cpus", "1023") as blk:
+        _, err = blk.process.communicate(timeout=60)
+    assert blk.process.returncode == 2
+    assert "--cpus: CPU 1023 is not there, or not allowed to this process" in err
 
 
 @pytest.mark.needs("nbdinfo")

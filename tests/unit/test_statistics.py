@@ -11,7 +11,7 @@ from typing import Any, get_type_hints, is_typeddict
 import pytest
 
 from tests.rules.tree import ROOT
-from vduse.control.statistics import DeviceStats, DriverStats, Statistics, collect
+from vduse.control.statistics import DeviceStats, DriverStats, Statistics, WorkerStats, collect
 from vduse.testing.harness import BlkPark, BlkSpec, blk_stack
 from vduse.testing.load import Spec, run_ours
 
@@ -80,6 +80,10 @@ def test_shapes_are_the_declared_ones() -> None:
         stack.disk.pwrite(b"x" * 512, 0)
         assert list(mismatches(DeviceStats, stack.blk.stats())) == []
         assert list(mismatches(DriverStats, stack.disk.stats())) == []
+        workers = stack.blk.pool.stats()
+        assert len(workers) == stack.blk.pool.workers
+        for worker in workers:
+            assert list(mismatches(WorkerStats, worker)) == []
 
 
 def test_every_field_is_on_the_page() -> None:

@@ -91,6 +91,18 @@ class DriverStats(DriverQueueStats):
     queues: dict[int, DriverQueueStats]
 
 
+class WorkerStats(TypedDict):
+    """A worker thread, which serves virtqueues and exports: what looking again before sleeping
+    costs."""
+
+    #: Nanoseconds of looking again that ended as something was found.
+    poll_found_ns: int
+    #: Nanoseconds of looking again in vain.
+    poll_vain_ns: int
+    #: Waits that were left to the system.
+    sleeps: int
+
+
 class HasStats(Protocol):
     """Something that counts."""
 
@@ -115,6 +127,8 @@ class Statistics(TypedDict):
     disks: dict[str, DriverStats]
     #: By what the caller calls them.
     exports: dict[str, dict[str, int]]
+    #: Threads of the pools that were asked, one pool after the other.
+    workers: list[WorkerStats]
 
 
 def collect(
@@ -122,12 +136,14 @@ def collect(
     devices: Iterable[NamedStats] = (),
     disks: Iterable[NamedStats] = (),
     exports: Mapping[str, HasStats] | None = None,
+    pools: Iterable[HasStats] = (),
 ) -> Statistics:
     """Asks all of them once; from any thread, at any time. What has not begun is left out."""
     return {
         "devices": _asked({device.name: device for device in devices}),
         "disks": _asked({disk.name: disk for disk in disks}),
         "exports": _asked(exports or {}),
+        "workers": [worker for pool in pools for worker in pool.stats()],
     }
 
 

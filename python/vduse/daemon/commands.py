@@ -18,7 +18,16 @@ from vduse.daemon.table import (
     ordered,
     repeatable,
 )
-from vduse.daemon.values import DRIVERS, group, mode, one_of, power_of_two, user, whole
+from vduse.daemon.values import (
+    DRIVERS,
+    cpu_list,
+    group,
+    mode,
+    one_of,
+    power_of_two,
+    user,
+    whole,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -51,6 +60,10 @@ class BlkOptions:
     read_only: bool = flag("offer the disk read-only")
     direct: bool = flag("bypass the page cache (O_DIRECT)")
     umem: bool = flag("bounce pages of this program's own, pinned (docs/kernel.md)")
+    no_poll: bool = flag("sleep at once when there is nothing to do (docs/performance.md)")
+    cpus: tuple[int, ...] | None = optional(
+        "pin the workers, one to each of these CPUs, as in 0,2-3", metavar="LIST", parse=cpu_list
+    )
     layer: tuple[str, ...] = repeatable(
         "a layer on the backend, as in throttle,iops=1000; each goes on the one before "
         "(docs/layers.md)",

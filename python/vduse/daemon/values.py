@@ -14,6 +14,8 @@ from vduse.control.units import parse_number
 DRIVERS = ("virtio_vdpa", "vhost_vdpa")
 #: (uid_t)-1, which chown(2) takes for "leave it".
 _NO_ID = (1 << 32) - 1
+#: CPUs that a Linux can be built for.
+_MOST_CPUS = 8192
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -80,6 +82,20 @@ def _id(text: str, find: Callable[[str], int], what: str) -> int:
         return find(text)
     except (KeyError, ValueError):
         raise ValueError(f"'{text}' is no {what} here: name one, or its number") from None
+
+
+def cpu_list(text: str) -> tuple[int, ...]:
+    """Numbers of CPUs and ranges of them, as the kernel lists them; in order, none twice."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        low, high = parse_number(first), parse_number(last or first)
+        if low is None or high is None or not low <= high < _MOST_CPUS:
+            raise ValueError(f"'{text}' is not a list of CPUs, for example 0,2-3")
+        found.extend(range(low, high + 1))
+    if len(set(found)) < len(found):
+        raise ValueError(f"'{text}' names a CPU twice")
+    return tuple(found)
 
 
 def number(text: str) -> int:

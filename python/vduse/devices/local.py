@@ -29,6 +29,7 @@ def local_blk(
     read_only: bool = False,
     serial: str = "",
     umem: bool = False,
+    pool: _native.Pool | None = None,
     drain_timeout: float = DRAIN_TIMEOUT,
     destroy: bool = False,
 ) -> Iterator[BlkDevice]:
@@ -55,6 +56,7 @@ def local_blk(
             read_only=read_only,
             serial=serial,
             umem=umem,
+            pool=pool,
             drain_timeout=drain_timeout,
         )
         device.start(control)

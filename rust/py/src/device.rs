@@ -4,9 +4,11 @@ use crate::channel::Link;
 use crate::datapath::{DataPath, Lease};
 use crate::error;
 use crate::fork::PerProcess;
+use crate::stats;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pyclass::{PyTraverseError, PyVisit};
+use pyo3::types::PyDict;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vduse_device::backend::{self, EngineChoice, File, Memory, Null, OpenOptions};
 use vduse_device::{Disk, Limits};
+use vduse_worker::{PoolError, Settings};
 
 /// The worker threads; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
@@ -43,12 +46,25 @@ impl Pool {
 #[pymethods]
 impl Pool {
     #[new]
-    #[pyo3(signature = (workers = None))]
-    fn new(workers: Option<usize>) -> PyResult<Pool> {
+    #[pyo3(signature = (workers = None, *, poll = true, cpus = Vec::new()))]
+    fn new(workers: Option<usize>, poll: bool, cpus: Vec<usize>) -> PyResult<Pool> {
         if workers == Some(0) {
             return Err(PyValueError::new_err("a pool needs a worker"));
         }
-        let threads = vduse_worker::Pool::new(workers).map_err(error::errno)?;
+        if workers.is_some() && !cpus.is_empty() {
+            return Err(PyValueError::new_err("cpus say how many workers there are"));
+        }
+        let settings = Settings {
+            workers,
+            polls: poll,
+            cpus,
+        };
+        let threads = vduse_worker::Pool::start(&settings).map_err(|error| match error {
+            PoolError::System(errno) => error::errno(errno),
+            PoolError::Cpu(cpu) => PyValueError::new_err(format!(
+                "CPU {cpu} is not there, or not allowed to this process"
+            )),
+        })?;
         let queues = vduse_device::Pool::new(&threads.handle());
         Ok(Pool {
             pool: PerProcess::new(Workers { threads, queues }),
@@ -59,6 +75,11 @@ impl Pool {
     #[getter]
     fn workers(&self) -> PyResult<usize> {
         Ok(self.pool.get()?.threads.workers())
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let stats = self.pool.get()?.threads.stats();
+        stats.iter().map(|it| stats::worker(py, it)).collect()
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

@@ -6,6 +6,7 @@ use pyo3::types::PyDict;
 use vduse_device::QueueStats;
 use vduse_framework::blk::BlkStats;
 use vduse_histogram::Counts;
+use vduse_ring::SpinStats;
 
 /// Percentiles and the maximum.
 pub fn percentiles<'py>(py: Python<'py>, counts: &Counts) -> PyResult<Bound<'py, PyDict>> {
@@ -27,6 +28,15 @@ fn histogram<'py>(py: Python<'py>, counts: &Counts) -> PyResult<Bound<'py, PyDic
     dict.set_item("count", counts.total())?;
     let buckets = counts.buckets.iter().map(|(bound, count)| [*bound, *count]);
     dict.set_item("buckets", buckets.collect::<Vec<_>>())?;
+    Ok(dict)
+}
+
+/// One worker thread.
+pub fn worker<'py>(py: Python<'py>, stats: &SpinStats) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("poll_found_ns", stats.found_ns)?;
+    dict.set_item("poll_vain_ns", stats.vain_ns)?;
+    dict.set_item("sleeps", stats.sleeps)?;
     Ok(dict)
 }
 

@@ -22,4 +22,4 @@ mod tests;
 pub use device::{Chain, DeviceQueue, Malformed, RingError};
 pub use driver::{AddError, DriverError, DriverQueue};
 pub use layout::{Areas, Layout, LayoutError, QueueState, Segment};
-pub use spin::Spin;
+pub use spin::{Spin, SpinStats};

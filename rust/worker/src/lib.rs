@@ -20,5 +20,5 @@ mod worker;
 
 pub use patience::Patience;
 pub use place::{Place, Waker};
-pub use pool::{Pool, Workers};
+pub use pool::{Pool, PoolError, Settings, Workers};
 pub use task::{Next, Task, Turn};

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use vduse_ring::Spin;
 
 /// What a worker is told.
 pub(crate) enum Letter {
@@ -23,13 +24,17 @@ pub(crate) enum Letter {
 /// How other threads reach a worker.
 pub(crate) struct Line {
     pub(crate) mailbox: Mailbox<Letter>,
+    /// The worker's own; its counts are anybody's.
+    pub(crate) spin: Spin,
     bell: OwnedFd,
 }
 
 impl Line {
-    pub(crate) fn new() -> Result<Line, Errno> {
+    /// `polls`: the worker looks again for a moment before it sleeps.
+    pub(crate) fn new(polls: bool) -> Result<Line, Errno> {
         Ok(Line {
             mailbox: Mailbox::new(),
+            spin: Spin::new(polls),
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }

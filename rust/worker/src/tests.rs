@@ -1,7 +1,8 @@
 //! Tasks on real threads. The only times in here are limits on waiting.
 
-use crate::{Next, Place, Pool, Task, Turn, Waker};
+use crate::{Next, Place, Pool, PoolError, Settings, Task, Turn, Waker};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::thread::{CpuSet, sched_getaffinity};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -267,4 +268,62 @@ fn close_drops_the_tasks_and_what_is_sent_later() {
     });
     assert!(seen.recv().is_err());
     seat.waker.wake();
+}
+
+#[test]
+fn workers_are_pinned_one_a_cpu_named() {
+    let allowed = sched_getaffinity(None).unwrap();
+    let cpu = (0..CpuSet::MAX_CPU)
+        .find(|&cpu| allowed.is_set(cpu))
+        .unwrap();
+    let settings = Settings {
+        cpus: vec![cpu, cpu],
+        ..Settings::default()
+    };
+    let pool = Pool::start(&settings).unwrap();
+    assert_eq!(pool.workers(), 2);
+    let (tell, told) = channel();
+    for worker in 0..2 {
+        let tell = tell.clone();
+        pool.handle().spawn(worker, move |_| {
+            let _ = tell.send(sched_getaffinity(None).unwrap());
+            None
+        });
+        let seen = told.recv_timeout(LONG).unwrap();
+        assert_eq!((seen.count(), seen.is_set(cpu)), (1, true));
+    }
+    assert_eq!(sched_getaffinity(None).unwrap().count(), allowed.count());
+}
+
+#[test]
+fn a_cpu_that_is_not_there_is_named() {
+    for cpu in [CpuSet::MAX_CPU - 1, usize::MAX] {
+        let settings = Settings {
+            cpus: vec![cpu],
+            ..Settings::default()
+        };
+        assert_eq!(Pool::start(&settings).err(), Some(PoolError::Cpu(cpu)));
+    }
+}
+
+#[test]
+fn a_worker_that_may_not_poll_serves_all_the_same() {
+    let settings = Settings {
+        workers: Some(1),
+        polls: false,
+        ..Settings::default()
+    };
+    let pool = Pool::start(&settings).unwrap();
+    let seat = put(&pool, 0, Next::Event, None);
+    for _ in 0..100 {
+        seat.work.fetch_add(1, SeqCst);
+        seat.waker.wake();
+        seat.sees(Seen::Ran);
+        seat.sees(Seen::Armed);
+    }
+    let [stats] = pool.stats()[..] else {
+        panic!("one worker");
+    };
+    assert_eq!((stats.found_ns, stats.vain_ns), (0, 0));
+    assert!(stats.sleeps > 0);
 }

@@ -7,7 +7,6 @@ use rustix::event::epoll;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vduse_ring::Spin;
 
 /// How long fds are not looked at while tasks are hot: a look is a system call, and hot tasks do
 /// not wait for it. Doubled while every look brings something, as from a client that has many
@@ -44,12 +43,12 @@ impl Worker {
             streak: 0,
             is_quitting: false,
         };
-        let spin = Spin::default();
+        let line = worker.line.clone();
         while !worker.is_quitting {
             // Where a round's work is the last for now, to sleep is to look at fds: one system call
             // less for who waits long.
             if !worker.look(worker.streak > 1) {
-                spin.wait(|may_sleep| match may_sleep {
+                line.spin.wait(|may_sleep| match may_sleep {
                     false => worker.look(true),
                     true => worker.sleep(),
                 });

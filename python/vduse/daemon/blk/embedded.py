@@ -71,10 +71,9 @@ class EmbeddedAttachment:
     def statistics(self, device: BlkDevice) -> Statistics:
         """Of the device, its disk and its server."""
         with self._lock:
-            if self._open is None:
-                return collect(devices=[device])
-            exports = {self._door.path: self._open.export}
-            return collect(devices=[device], disks=self._open.disks, exports=exports)
+            disks = self._open.disks if self._open is not None else ()
+            exports = {self._door.path: self._open.export} if self._open is not None else {}
+            return collect(devices=[device], disks=disks, exports=exports, pools=[device.pool])
 
     def clients(self, name: str) -> int:
         """Of the socket."""

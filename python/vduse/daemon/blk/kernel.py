@@ -94,7 +94,7 @@ class KernelAttachment:
 
     def statistics(self, device: BlkDevice) -> Statistics:
         """Of the device; the kernel counts the disk's in /sys/block."""
-        return collect(devices=[device])
+        return collect(devices=[device], pools=[device.pool])
 
     def detach(self, *, answering: bool) -> str | None:
         """Takes it off the bus; the kernel writes its caches back first. Where somebody uses it, it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 
 from vduse import _native
 from vduse.backends.errors import BackendError
@@ -133,6 +133,23 @@ class Service:
         self._exits.callback(within, DRAIN_TIMEOUT, backend.close, what)
         return backend
 
+    def _pool(self, backend: _native.Backend | PythonBackend) -> _native.Pool | None:
+        """Workers as asked for; None: nothing was."""
+        cpus, no_poll = self._options.cpus or (), self._options.no_poll
+        if not cpus and not no_poll:
+            return None
+        # The device's own rule (BlkDevice): one worker calls what is written in Python.
+        is_python = isinstance(backend, PythonBackend) or backend.engine == "python"
+        if is_python and len(cpus) > 1:
+            raise UserError("--cpus: one worker serves a backend in Python: name one CPU")
+        workers = 1 if is_python and not cpus else None
+        try:
+            pool = _native.Pool(workers, poll=not no_poll, cpus=cpus)
+        except ValueError as error:
+            raise UserError(f"--cpus: {error}") from None
+        self._exits.callback(_end, pool)
+        return pool
+
     def _start(self, backend: _native.Backend | PythonBackend) -> BlkDevice:
         options = self._options
         device = local_blk(
@@ -144,6 +161,7 @@ class Service:
             packed=options.packed,
             read_only=options.read_only,
             umem=options.umem,
+            pool=self._pool(backend),
         )
         is_kernel = self._way.via == "kernel"
         try:
@@ -153,3 +171,9 @@ class Service:
             raise UserError(str(error)) from None
         except (ConfigMismatch, QueueError) as error:
             raise UserError(f"{error} (vduse dev del {options.name} removes it)") from None
+
+
+def _end(pool: _native.Pool) -> None:
+    # EBUSY: a device that has not ended in order has it still; the process ends.
+    with suppress(OSError):
+        pool.close()

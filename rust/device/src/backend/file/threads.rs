@@ -5,6 +5,7 @@ use super::image::Image;
 use crate::Completer;
 use crate::backend::{Completion, Op, Token};
 use rustix::io::Errno;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -46,6 +47,8 @@ struct Shared {
     image: Arc<Image>,
     state: Mutex<State>,
     work: Condvar,
+    /// Where they may run: who opened the file may, though the worker that starts them be pinned.
+    cpus: Option<CpuSet>,
 }
 
 impl Shared {
@@ -64,6 +67,7 @@ impl Threads {
             image,
             state: Mutex::default(),
             work: Condvar::new(),
+            cpus: sched_getaffinity(None).ok(),
         }))
     }
 
@@ -114,6 +118,10 @@ impl Threads {
 }
 
 fn serve(shared: &Shared) {
+    if let Some(cpus) = &shared.cpus {
+        // Refused: it runs beside the worker that has started it.
+        let _ = sched_setaffinity(None, cpus);
+    }
     let mut state = shared.lock();
     loop {
         if let Some(Job {
