@@ -345,7 +345,7 @@ def test_close_answers_what_was_taken_and_ends_the_rest(stack: BlkStack) -> None
     export = _native.NbdExport(stack.native, shared_pool())
     client = Client(export)
     assert client.ask(READ, 0, 512) == 0
-    assert export.close(5.0)
+    assert export.close(60.0)
     assert client.has_ended()
     assert export.connections == 0
     ours, theirs = socket.socketpair()

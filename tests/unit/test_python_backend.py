@@ -417,7 +417,7 @@ def test_request_kept_alone_is_open_until_it_is_dropped() -> None:
         assert taken.wait(60)
         assert stack.disk.reap(1, 0.05) == []
         kept.clear()
-        assert stack.disk.reap(1, 10) == [(token, -errno.EIO)]
+        assert stack.disk.reap(1, 60) == [(token, -errno.EIO)]
 
 
 # --- views -------------------------------------------------------------------------------------
