@@ -35,6 +35,8 @@ class Machine:
     cpus: int = 2
     memory: int = 2048  # MiB; files that the guest writes lie in it
     options: str = ""  # more of the kernel's command line
+    shared: bool = False  # its memory is a memfd, which vhost-user's back ends are given
+    qemu: tuple[str, ...] = ()  # more of QEMU's command line
 
 
 class Stopped(Exception):
@@ -71,7 +73,14 @@ def command_line(
         *("-device", "virtserialport,chardev=results,name=results"),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+        *(_shared_memory(machine) if machine.shared else ()),
+        *machine.qemu,
     ]
+
+
+def _shared_memory(machine: Machine) -> tuple[str, ...]:
+    memory = f"memory-backend-memfd,id=memory,size={machine.memory}M,share=on"
+    return ("-object", memory, "-machine", "memory-backend=memory")
 
 
 class VM:

@@ -8,9 +8,15 @@ use vduse_mem::{Access, Iova, Pieces, View};
 /// The longest buffer, in bytes (virtio 1.3, section 2.7.5.2; packed rings are held to it too).
 const MAX_BYTES: u64 = 1 << 32;
 
+/// Descriptors of the longest chain, where the queue is not longer itself. The queue's size is
+/// what the specification allows (section 2.7.5.3.1), but Linux sizes indirect tables by virtio-blk's
+/// SEG_MAX alone, and a VMM may have made the queue shorter than its device knows; QEMU's and
+/// Linux' own devices take as many as this.
+pub(crate) const MAX_SEGMENTS: u16 = 1024;
+
 /// Checks and collects the descriptors of one chain after the other.
 pub(crate) struct Collector {
-    size: u16,
+    most: u16,
     indirect: bool,
     packed: bool,
     segments: u16,
@@ -23,7 +29,7 @@ impl Collector {
     /// For the chains of a queue of `layout`.
     pub(crate) fn new(layout: &Layout) -> Collector {
         Collector {
-            size: layout.size,
+            most: layout.size.max(MAX_SEGMENTS),
             indirect: layout.indirect,
             packed: layout.packed,
             segments: 0,
@@ -45,7 +51,7 @@ impl Collector {
     /// Adds a descriptor's buffer to the chain.
     #[inline]
     pub(crate) fn push(&mut self, chain: &mut Chain, desc: Desc) -> Result<(), Malformed> {
-        if self.segments == self.size {
+        if self.segments == self.most {
             return Err(Malformed::TooLong);
         }
         if desc.len == 0 {
@@ -83,7 +89,7 @@ impl Collector {
             return Err(Malformed::Indirect.into());
         }
         let entries = desc.len / 16;
-        if entries == 0 || !desc.len.is_multiple_of(16) || entries > u32::from(self.size) {
+        if entries == 0 || !desc.len.is_multiple_of(16) || entries > u32::from(self.most) {
             return Err(Malformed::IndirectSize(desc.len).into());
         }
         self.copy_table(view, desc.addr, desc.len)?;

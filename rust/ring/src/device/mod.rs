@@ -3,7 +3,7 @@
 //! The driver may change any shared byte at any time: every field is read once, into a
 //! private copy, and checked there; the device's own positions are never read back.
 
-mod chain;
+pub(crate) mod chain;
 mod packed;
 mod split;
 
@@ -59,7 +59,7 @@ pub enum Malformed {
     #[error("indirect descriptor where none is allowed")]
     Indirect,
     /// An indirect table of no descriptors, a length that is no multiple of 16, or longer
-    /// than the queue (virtio 1.3, section 2.7.5.3.1).
+    /// than the queue and than 1024 descriptors (virtio 1.3, section 2.7.5.3.1; see chain.rs).
     #[error("indirect table of {0} bytes")]
     IndirectSize(u32),
     /// The same buffer id is in flight twice.

@@ -188,7 +188,7 @@ fn indirect_inside_indirect() {
 #[test]
 fn indirect_table_sizes() {
     let memory = ring(4);
-    for len in [0, 1, 15, 17, 40, 80, u32::MAX] {
+    for len in [0, 1, 15, 17, 40, 16 * 1025, u32::MAX] {
         desc(
             &memory,
             DESC,
@@ -218,6 +218,20 @@ fn indirect_table_in_order() {
         [segment(0x1000, 1), segment(0x2000, 2)]
     );
     assert_eq!(chain.writable.as_slice(), [segment(0x3000, 3)]);
+}
+
+/// Linux sizes its tables by the device's SEG_MAX, whatever size of queue the VMM chose.
+#[test]
+fn indirect_table_longer_than_the_queue_is_taken() {
+    let memory = ring(4);
+    let flags = LAP1 | INDIRECT;
+    desc(&memory, DESC, 0, memory.scratch().1.0, 8 * 16, flags, 3);
+    for index in 0..8 {
+        let flags = if index == 7 { WRITE } else { 0 };
+        desc(&memory, SCRATCH, index, 0x1000, 1, flags, 0);
+    }
+    let chain = pop(&memory).unwrap();
+    assert_eq!((chain.readable.len(), chain.writable.len()), (7, 1));
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn indirect_inside_indirect() {
 #[test]
 fn indirect_table_sizes() {
     let memory = ring(4);
-    for len in [0, 1, 15, 17, 40, 80, u32::MAX, u32::MAX - 15] {
+    for len in [0, 1, 15, 17, 40, 16 * 1025, u32::MAX, u32::MAX - 15] {
         offer_table(&memory, len);
         refused(&memory, Malformed::IndirectSize(len));
     }
@@ -247,6 +247,19 @@ fn indirect_after_direct_is_legal() {
         [segment(0x1000, 1), segment(0x2000, 2)]
     );
     assert_eq!(chain.writable.as_slice(), [segment(0x3000, 3)]);
+}
+
+/// Linux sizes its tables by the device's SEG_MAX, whatever size of queue the VMM chose.
+#[test]
+fn indirect_table_longer_than_the_queue_is_taken() {
+    let memory = ring(4);
+    for index in 0..8 {
+        let flags = if index == 7 { WRITE } else { NEXT };
+        desc(&memory, SCRATCH, index, 0x1000, 1, flags, index + 1);
+    }
+    offer_table(&memory, 8 * 16);
+    let chain = pop(&memory).unwrap();
+    assert_eq!((chain.readable.len(), chain.writable.len()), (7, 1));
 }
 
 /// An indirect table may lie at any address.
