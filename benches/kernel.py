@@ -15,13 +15,13 @@ from io import BytesIO
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.kernel.fetch import kernel
+from tests.kernel.qemu import newest_qemu
+from tests.kernel.vm import VM
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.kernel.fetch import kernel  # noqa: E402 - from the checkout
-from tests.kernel.qemu import newest_qemu  # noqa: E402 - from the checkout
-from tests.kernel.vm import VM  # noqa: E402 - from the checkout
-
 KERNEL = "7.2"
 #: Seconds that the guest may be silent.
 PATIENCE = 300.0

@@ -81,7 +81,7 @@ def eventually(look: Callable[[], object], what: str) -> None:
     while not look():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {PATIENCE:g} s: {what}")
-        time.sleep(0.01)
+        time.sleep(0.01)  # QEMU writes a pidfile, and tells nobody
 
 
 def fio(disk: str, queues: int, depth: int, seconds: float) -> dict[str, float]:

@@ -150,6 +150,7 @@ class KernelTests:
         if boot is None:
             return None
         if item.nodeid not in self._finished and not self._ensure_guest(boot):
+            # It says what to install; in CI a failure.
             item.add_marker(pytest.mark.skip(reason=self._missing[boot]))
             return None
         hook = item.ihook

@@ -21,7 +21,7 @@ def newest() -> Kernel:
         programs()
         return kernel("7.2")
     except BedError as why:
-        pytest.skip(str(why))
+        pytest.skip(str(why))  # what to install; in CI a failure
 
 
 def test_command_sees_this_machines_files_and_cannot_change_them(

@@ -27,7 +27,7 @@ def test_inner_guest_checks_a_file_and_writes_one(version: str, tmp_path: Path) 
         busybox = Path(programs()["busybox"])
         same, qemu = kernel(version), newest_qemu()
     except BedError as why:
-        pytest.skip(str(why))
+        pytest.skip(str(why))  # what to install; in CI a failure
     archive = tmp_path / "initramfs"
     archive.write_bytes(initramfs(same.modules, busybox, MODULES, INIT))
     command = [sys.executable, "-m", "tests.kernel.guest.inner_guest", str(same.image)]

@@ -90,7 +90,7 @@ def test_killed_device_takes_no_data_along(tmp_path: Path) -> None:
         data = os.urandom(MIB)
         writer = threading.Thread(target=stack.disk.pwrite, args=(data, 0))
         writer.start()
-        while not has_umem(stack):  # the first write's pages
+        while not has_umem(stack):  # the first write's pages, of which nobody is told
             time.sleep(0.001)
         stack.kill_device()
         stack.replace_device()

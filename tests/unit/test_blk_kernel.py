@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -84,9 +82,8 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
-    give: Callable[..., Any] = lambda *_: kernel  # noqa: E731
     for name in ("VdpaBus", "VdpaManagement", "KernelControl"):
-        monkeypatch.setattr(module, name, give)
+        monkeypatch.setattr(module, name, lambda *_: kernel)
     monkeypatch.setattr(module, "users", lambda _node: kernel.held)
     return kernel
 
@@ -194,8 +191,8 @@ def test_a_driver_that_was_bound_since_keeps_a_disk_in_use(kernel: Kernel) -> No
     kernel.bus["disk0"] = "vhost_vdpa"
     kernel.held = ("open in qemu (pid 7)",)
     with pytest.raises(UserError, match=r"open in qemu \(pid 7\).* or --driver vhost_vdpa"):
-        attachment().attach(None)  # type: ignore[arg-type]
+        attachment().attach(device())
     assert kernel.bus["disk0"] == "vhost_vdpa"
     kernel.held = ()
-    attachment().attach(None)  # type: ignore[arg-type]
+    attachment().attach(device())
     assert kernel.bus["disk0"] == "virtio_vdpa"

@@ -266,7 +266,7 @@ def _open_handed_over(path: str, patience: float) -> int:
         except PermissionError:
             if time.monotonic() >= deadline:
                 raise
-            # udev takes milliseconds, and has no fd that says when it is done.
+            # udev takes milliseconds. It tells its own network namespace only: no container.
             time.sleep(0.01)
 
 

@@ -57,7 +57,7 @@ def eventually(look: Callable[[], T | None], what: str) -> T:
     deadline = time.monotonic() + PATIENCE
     while not (value := look()):
         assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.01)
+        time.sleep(0.01)  # sysfs, a counter, a thread: most of what is looked at has no fd
     return value
 
 

@@ -1,10 +1,15 @@
-"""Every test here runs on every kernel."""
+"""Every test here runs on every kernel; what several modules' tests begin with."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 
 from tests.kernel.fetch import SUITES
+from tests.kernel.guest.bed import MIB, load_modules
+from vduse import _native
+from vduse.channel.kernel import KernelControl
 
 
 @pytest.fixture(
@@ -16,3 +21,25 @@ def kernel(request: pytest.FixtureRequest) -> str:
     """The version of the kernel that the test runs on."""
     version: str = request.param
     return version
+
+
+@pytest.fixture(scope="module")
+def modules() -> None:
+    """VDUSE, both bus drivers and virtio_blk are there."""
+    load_modules()
+
+
+@pytest.fixture
+def control() -> Iterator[KernelControl]:
+    """A control port."""
+    port = KernelControl()
+    yield port
+    port.close()
+
+
+@pytest.fixture
+def backend() -> Iterator[_native.Backend]:
+    """16 MiB of memory."""
+    backend = _native.Backend.memory(16 * MIB)
+    yield backend
+    backend.close()

@@ -13,7 +13,6 @@ from tests.kernel.guest.bed import (
     MIB,
     PATIENCE,
     eventually,
-    load_modules,
     read_direct,
     run,
     set_msg_timeout,
@@ -28,8 +27,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
+def checkout(modules: None) -> None:
     open_the_checkout()
 
 

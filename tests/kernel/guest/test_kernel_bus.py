@@ -13,7 +13,6 @@ import pytest
 from tests.kernel.guest.bed import (
     MIB,
     errno_of,
-    load_modules,
     node_of,
     on_the_bus,
     read_direct,
@@ -27,15 +26,12 @@ from vduse.devices.blk import BlkDevice
 from vduse.vdpa.drivers import BusDriver, VdpaBus
 from vduse.vdpa.netlink import VdpaManagement
 
+pytestmark = pytest.mark.usefixtures("modules")
+
 #: _IOR(0xAF, 0x70, __u32) of linux/vhost.h.
 VHOST_VDPA_GET_DEVICE_ID = 0x8004AF70
 #: _IOR(0xAF, 0x79, __u32): bytes of the config space.
 VHOST_VDPA_GET_CONFIG_SIZE = 0x8004AF79
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import time
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,6 @@ from tests.kernel.guest.bed import (
     InThread,
     errno_of,
     eventually,
-    load_modules,
     newest_api_version,
     set_msg_timeout,
 )
@@ -31,35 +31,25 @@ from vduse.control.abi import (
 from vduse.control.features import DeviceId, Feature
 from vduse.vdpa.netlink import VdpaManagement
 
+pytestmark = pytest.mark.usefixtures("modules")
+
 NAME = "raw0"
 VERSIONS = [0, 1]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
-
-
-@pytest.fixture
-def control() -> Iterator[KernelControl]:
-    port = KernelControl()
-    yield port
-    port.close()
-
-
-def config(api_version: int = 0, **changes: object) -> DevConfig:
-    fields: dict[str, object] = {
-        "name": NAME,
-        "vendor_id": 0x1AF4,
-        "device_id": DeviceId.BLOCK,
-        "features": int(Feature.VERSION_1 | Feature.ACCESS_PLATFORM),
-        "vq_num": 2,
-        "vq_align": 4096,
-        "config": bytes(64),
-        "ngroups": api_version,
-        "nas": api_version,
-    }
-    return DevConfig(**{**fields, **changes})  # type: ignore[arg-type]
+def config(api_version: int = 0, **changes: Any) -> DevConfig:
+    made = DevConfig(
+        name=NAME,
+        vendor_id=0x1AF4,
+        device_id=DeviceId.BLOCK,
+        features=int(Feature.VERSION_1 | Feature.ACCESS_PLATFORM),
+        vq_num=2,
+        vq_align=4096,
+        config=bytes(64),
+        ngroups=api_version,
+        nas=api_version,
+    )
+    return replace(made, **changes)
 
 
 @pytest.fixture(params=VERSIONS, ids=["v0", "v1"])
@@ -205,10 +195,13 @@ def injected(channel: KernelChannel) -> bool:
 def leave(channel: KernelChannel) -> None:
     """Takes the device off the bus while its messages are answered."""
     deletion = InThread(lambda vdpa: vdpa.delete(NAME))
-    while not deletion.done:
+
+    def answered() -> bool:
         if request := channel.receive():
             channel.respond(DevResponse(request.request_id))
-        time.sleep(0.001)
+        return deletion.done
+
+    eventually(answered, "device off the bus")
     assert deletion.result() is None
 
 

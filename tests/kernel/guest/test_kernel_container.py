@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.guest.bed import MIB, load_modules, on_the_bus, run
+from tests.kernel.guest.bed import MIB, on_the_bus, run
 from tests.kernel.guest.device_cgroup import device_cgroup
 from vduse import _native
 from vduse.channel.kernel import KernelControl
@@ -58,8 +58,7 @@ cat /tmp/sums
 
 
 @pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
+def fuse(modules: None) -> None:
     subprocess.run(["modprobe", "-q", "fuse"])  # built in, or a module
 
 

@@ -14,7 +14,6 @@ from tests.kernel.guest.bed import (
     MIB,
     PATIENCE,
     eventually,
-    load_modules,
     on_the_bus,
     run,
     set_msg_timeout,
@@ -27,12 +26,7 @@ from vduse.devices.blk import BlkDevice
 from vduse.vdpa.users import requests_in_flight
 
 #: Seconds; programs begin slowly on an emulated machine.
-pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
+pytestmark = [pytest.mark.usefixtures("modules"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture

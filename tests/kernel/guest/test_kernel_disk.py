@@ -13,7 +13,6 @@ import pytest
 from tests.kernel.guest.bed import (
     MIB,
     eventually,
-    load_modules,
     newest_api_version,
     on_the_bus,
     read_direct,
@@ -24,19 +23,9 @@ from vduse import _native
 from vduse.channel.kernel import KernelControl
 from vduse.devices.blk import BlkDevice
 
+pytestmark = pytest.mark.usefixtures("modules")
+
 RINGS = [pytest.param(False, id="split"), pytest.param(True, id="packed")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
-
-
-@pytest.fixture
-def control() -> Iterator[KernelControl]:
-    port = KernelControl()
-    yield port
-    port.close()
 
 
 @pytest.fixture

@@ -14,21 +14,17 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.guest import fio
-from tests.kernel.guest.bed import MIB, eventually, load_modules, node_of, run
+from tests.kernel.guest.bed import MIB, eventually, node_of, run
 from tests.kernel.guest.program import served
 from vduse.vdpa.netlink import VdpaManagement
 
 pytestmark = [
+    pytest.mark.usefixtures("modules"),
     # Linux' virtio_blk takes no more virtqueues than there may be CPUs; two of them run at first.
     pytest.mark.machine(cpus=16, options="maxcpus=2"),
     pytest.mark.needs("fio", "mke2fs", "e2fsck", "mount", "umount", "fstrim"),
     pytest.mark.timeout(300),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ import struct
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from tests.kernel.guest.bed import (
     MIB,
     errno_of,
     eventually,
-    load_modules,
     on_the_bus,
     read_direct,
     write_direct,
@@ -25,6 +26,8 @@ from vduse.channel.base import Channel
 from vduse.channel.kernel import KernelControl
 from vduse.control.abi import IOVA_CAP_UMEM, IovaUmem
 from vduse.devices.blk import BlkDevice
+
+pytestmark = pytest.mark.usefixtures("modules")
 
 #: virtio 1.3, section 2.7.5: descriptor flags.
 NEXT, WRITE = 1, 2
@@ -77,7 +80,6 @@ def offer_a_request_in(address: int, control: Seen) -> None:
 
 def test_umem_takes_the_place_of_the_bounce_pages_and_gives_it_back() -> None:
     """As calls: no request is served between the two."""
-    load_modules()
     control = Seen()
     backend = _native.Backend.memory(16 * MIB)
     with on_the_bus(BlkDevice("disk0", backend), control) as path:
@@ -106,7 +108,6 @@ def test_umem_takes_the_place_of_the_bounce_pages_and_gives_it_back() -> None:
 
 
 def test_bounce_page_never_mapped_ends_one_device() -> None:
-    load_modules()
     control = Seen()
     other_control = KernelControl()
     backend, other_backend = _native.Backend.memory(16 * MIB), _native.Backend.memory(16 * MIB)

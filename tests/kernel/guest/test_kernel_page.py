@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.guest.bed import load_modules
+pytestmark = pytest.mark.usefixtures("modules")
 
 PAGE = Path(__file__).parents[3] / "docs/kernel.md"
 PROGRAMS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
@@ -17,7 +17,6 @@ PROGRAMS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_program_of_the_page_runs(program: str, tmp_path: Path) -> None:
-    load_modules()
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         cwd=tmp_path,

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.guest.bed import (
-    MIB,
     InThread,
-    load_modules,
     node_of,
     read_direct,
     set_msg_timeout,
@@ -24,24 +22,7 @@ from vduse.device.queues import QueueError
 from vduse.devices.blk import BlkDevice
 from vduse.vdpa.netlink import VdpaManagement
 
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
-
-
-@pytest.fixture
-def control() -> Iterator[KernelControl]:
-    port = KernelControl()
-    yield port
-    port.close()
-
-
-@pytest.fixture
-def backend() -> Iterator[_native.Backend]:
-    backend = _native.Backend.memory(16 * MIB)
-    yield backend
-    backend.close()
+pytestmark = pytest.mark.usefixtures("modules")
 
 
 @pytest.fixture

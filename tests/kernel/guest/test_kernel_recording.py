@@ -16,7 +16,6 @@ import pytest
 from tests.kernel.guest.bed import (
     MIB,
     eventually,
-    load_modules,
     node_of,
     read_direct,
     rebind,
@@ -36,13 +35,10 @@ from vduse.framework import Framework
 from vduse.vdpa.drivers import BusDriver, VdpaBus
 from vduse.vdpa.netlink import VdpaManagement
 
+pytestmark = pytest.mark.usefixtures("modules")
+
 SIZE = 16 * MIB
 DATA = b"recorded" * 512
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
 
 
 class Bus(Protocol):

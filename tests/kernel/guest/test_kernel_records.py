@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,6 @@ from tests.kernel.guest.bed import (
     MIB,
     InThread,
     eventually,
-    load_modules,
     node_of,
     read_direct,
     rebind,
@@ -32,20 +32,10 @@ from vduse.devices.blk import BlkDevice
 from vduse.vdpa.drivers import BusDriver, VdpaBus
 from vduse.vdpa.netlink import VdpaManagement
 
+pytestmark = pytest.mark.usefixtures("modules")
+
 RECORD = Path("/run/vduse/disk0.inflight")
 QUEUES, QUEUE_SIZE = 2, 64
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
-
-
-@pytest.fixture
-def control() -> Iterator[KernelControl]:
-    port = KernelControl()
-    yield port
-    port.close()
 
 
 @pytest.fixture
@@ -74,6 +64,14 @@ def delete(vdpa: VdpaManagement) -> None:
     vdpa.delete("disk0")
 
 
+def put_on_the_bus(device: BlkDevice, control: KernelControl) -> BlkDevice:
+    """Serves it and adds it; the same device."""
+    device.start(control)
+    with VdpaManagement() as vdpa:
+        add(vdpa)
+    return device
+
+
 @contextmanager
 def program(control: KernelControl) -> Iterator[KernelChannel]:
     """One that serves by hand until it is killed: its node closes, and that is all."""
@@ -97,10 +95,10 @@ def works(data: bytes) -> None:
 # --- records --------------------------------------------------------------------------------------
 
 
-def changed(**fields: object) -> Callable[[bytes], bytes]:
+def changed(**fields: Any) -> Callable[[bytes], bytes]:
     def change(data: bytes) -> bytes:
         records, header = data[: -InflightHeader.SIZE], data[-InflightHeader.SIZE :]
-        changed = replace(InflightHeader.unpack(header), **fields)  # type: ignore[arg-type]  # by name
+        changed = replace(InflightHeader.unpack(header), **fields)
         return records + changed.pack()
 
     return change
@@ -120,10 +118,7 @@ def test_doubtful_record_is_ignored_with_a_log_line(
     control: KernelControl, disk: Callable[[], BlkDevice], caplog: pytest.LogCaptureFixture
 ) -> None:
     """And nothing is taken over then; with the record as it was, everything is."""
-    device = disk()
-    device.start(control)
-    with VdpaManagement() as vdpa:
-        vdpa.add("disk0")
+    device = put_on_the_bus(disk(), control)
     works(b"1" * 4096)
     device.close()
     right = RECORD.read_bytes()
@@ -195,10 +190,7 @@ def test_killed_at_driver_ok(
 def test_killed_at_a_reset(
     control: KernelControl, disk: Callable[[], BlkDevice], cleared: bool
 ) -> None:
-    device = disk()
-    device.start(control)
-    with VdpaManagement() as vdpa:
-        vdpa.add("disk0")
+    device = put_on_the_bus(disk(), control)
     works(b"6" * 4096)
     device.close()
     with program(control) as channel:
@@ -240,10 +232,7 @@ driver.close()
 def test_killed_at_what_a_live_vhost_vdpa_asks(
     control: KernelControl, disk: Callable[[], BlkDevice]
 ) -> None:
-    device = disk()
-    device.start(control)
-    with VdpaManagement() as vdpa:
-        vdpa.add("disk0")
+    device = put_on_the_bus(disk(), control)
     argv = [sys.executable, "-c", FRONT_END, rebind("disk0", BusDriver.VHOST_VDPA)]
     with subprocess.Popen(argv, stdin=PIPE, stdout=PIPE, text=True, bufsize=1) as front_end:
         assert front_end.stdin is not None and front_end.stdout is not None

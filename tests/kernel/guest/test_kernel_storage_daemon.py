@@ -16,7 +16,6 @@ import pytest
 from tests.kernel.guest.bed import (
     MIB,
     eventually,
-    load_modules,
     node_of,
     read_direct,
     run,
@@ -43,8 +42,7 @@ _NODE = Path("/dev/vduse/vduse1")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
+def null_blk(modules: None) -> None:
     run("modprobe", "null_blk", "gb=1", "memory_backed=1")
 
 

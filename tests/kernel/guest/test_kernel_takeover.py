@@ -12,14 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.guest.bed import MIB, eventually, load_modules, run
+from tests.kernel.guest.bed import MIB, eventually, run
 from tests.kernel.guest.forked import Command
 from vduse import _native
 from vduse.control.features import Feature
 from vduse.vdpa.drivers import VdpaBus
 from vduse.vdpa.users import requests_in_flight
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.needs("fio")]
+pytestmark = [
+    pytest.mark.usefixtures("modules"),
+    pytest.mark.timeout(300),
+    pytest.mark.needs("fio"),
+]
 
 RINGS = [pytest.param(False, id="split"), pytest.param(True, id="packed")]
 RECORD = Path("/run/vduse/disk0.inflight")
@@ -33,11 +37,6 @@ REQUESTS = 2 * SPAN // 4096
 SHUFFLED = "delay,all=0ms..4ms"
 #: A program that takes writes and completes none; the kernel reads a new disk before it shows it.
 STUCK = "delay,write=1000s"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
 
 
 class Disk:

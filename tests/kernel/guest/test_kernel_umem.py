@@ -20,7 +20,6 @@ from tests.kernel.guest.bed import (
     MIB,
     errno_of,
     eventually,
-    load_modules,
     newest_api_version,
     node_of,
     on_the_bus,
@@ -45,9 +44,8 @@ BOUNCE = 64 * MIB
 
 
 @pytest.fixture(scope="module", autouse=True)
-def modules() -> Iterator[None]:
+def memlock(modules: None) -> Iterator[None]:
     """The bounce pages of two devices may be pinned."""
-    load_modules()
     limits = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (512 * MIB, resource.RLIM_INFINITY))
     yield
@@ -59,13 +57,6 @@ def control() -> Iterator[Seen]:
     port = Seen()
     yield port
     port.close()
-
-
-@pytest.fixture
-def backend() -> Iterator[_native.Backend]:
-    backend = _native.Backend.memory(16 * MIB)
-    yield backend
-    backend.close()
 
 
 def pinned() -> int:

@@ -18,7 +18,6 @@ from tests.kernel.guest.bed import (
     MIB,
     errno_of,
     eventually,
-    load_modules,
     node_of,
     read_direct,
     rebind,
@@ -45,8 +44,7 @@ NODE = "/dev/vduse/disk0"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
+def checkout(modules: None) -> None:
     open_the_checkout()
 
 

@@ -15,7 +15,6 @@ import pytest
 
 from tests.kernel.guest.bed import (
     MIB,
-    load_modules,
     on_the_bus,
     rebind,
     run,
@@ -25,10 +24,7 @@ from vduse.channel.kernel import KernelControl
 from vduse.devices.blk import BlkDevice
 from vduse.vdpa.drivers import BusDriver
 
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    load_modules()
+pytestmark = pytest.mark.usefixtures("modules")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_RESIZE = "Image format driver does not support resize"
 
 
-class Node:
+class Node(ABC):
     """A named backend. ``users``: ids of exports and names of nodes that hold it."""
 
     #: QEMU's name of the driver.
@@ -51,9 +52,9 @@ class Node:
         self.owned: tuple[Node, ...] = ()
 
     @property
+    @abstractmethod
     def filename(self) -> str:
         """What the bytes are stored in, as QEMU shows it."""
-        raise NotImplementedError
 
     @property
     def read_only(self) -> bool:
