@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -32,6 +33,43 @@ def test_an_event_asks_again() -> None:
         theirs.send(b"add@/devices/virtual/block/vda")
         assert events.wait(looks.pop, 60) == "/dev/vda"
         theirs.close()
+
+
+class FailingSocket:
+    """Of what its recv() ends with, in turn."""
+
+    def __init__(self, fd: int, *codes: int) -> None:
+        self._fd = fd
+        self._codes = iter(codes)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def recv(self, _length: int) -> bytes:
+        code = next(self._codes)
+        raise OSError(code, os.strerror(code))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@pytest.mark.parametrize(
+    ("codes", "found"), [([errno.ENOBUFS, errno.EAGAIN], "/dev/vda"), ([errno.EIO], errno.EIO)]
+)
+def test_lost_events_do_no_harm_and_another_error_is_told(
+    codes: list[int], found: str | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str | None] = ["/dev/vda", None]
+    with Uevents() as events:
+        events._socket.close()
+        socket = FailingSocket(os.eventfd(1), *codes)
+        monkeypatch.setattr(events, "_socket", socket)
+        if isinstance(found, str):
+            assert events.wait(looks.pop, 60) == found
+            return
+        with pytest.raises(OSError) as failed:
+            events.wait(looks.pop, 60)
+        assert failed.value.errno == found
 
 
 @pytest.fixture

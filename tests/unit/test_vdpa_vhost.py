@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 
 import pytest
 
@@ -46,6 +47,22 @@ def test_what_is_no_vhost_node_is_refused_and_closed() -> None:
     with pytest.raises(OSError):
         VhostVdpaDriver("/dev/null")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_kick_eventfd_that_is_taken_away_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = object.__new__(VhostVdpaDriver)
+    driver._lock = threading.Lock()
+    driver._kicks = {}
+    kicks = []
+
+    def set_and_taken_away(index: int, fd: int) -> None:
+        kicks.append(os.dup(fd))
+
+    monkeypatch.setattr(driver, "set_vring_kick", set_and_taken_away)
+    driver.kick(0)
+    [kick] = kicks
+    assert os.eventfd_read(kick) == 1
+    os.close(kick)
 
 
 def test_pages_are_shared_from_any_offset() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 from collections.abc import Callable
@@ -57,5 +58,6 @@ class Uevents:
                 self._socket.recv(_LONGEST_EVENT)
             except BlockingIOError:
                 return
-            except OSError:  # ENOBUFS: events were lost
-                continue
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # events were lost
+                    raise

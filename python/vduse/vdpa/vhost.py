@@ -233,16 +233,16 @@ class VhostVdpaDriver:
 
     def kick(self, index: int) -> None:
         """By the eventfd that is set; by one of our own where none is."""
-        with self._lock:
-            kick = self._kicks.get(index)
-        if kick is None:
-            own = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            try:
-                self.set_vring_kick(index, own)
-                kick = self._kicks[index]
-            finally:
-                os.close(own)
-        os.eventfd_write(kick, 1)
+        with self._lock:  # nobody closes it meanwhile
+            if (kick := self._kicks.get(index)) is not None:
+                os.eventfd_write(kick, 1)
+                return
+        own = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self.set_vring_kick(index, own)
+            os.eventfd_write(own, 1)
+        finally:
+            os.close(own)
 
     # --- IOTLB ------------------------------------------------------------------------------
 
