@@ -195,6 +195,7 @@ def test_device_step_by_step(host: Host, folder: Make, programs: list[Program]) 
     folder("sys/class/vduse/control")
     folder("sys/class/vduse/disk0")
     assert look(host)[1] == "no program, not on the vDPA bus: left behind"
+    assert look(host)[2].startswith("vduse dev del disk0; or ")
     programs.append(Program(12, "vduse", stopped=False))
     assert look(host) == (
         "limited",

@@ -19,7 +19,10 @@ from vduse.daemon import cli
 from vduse.daemon.commands import TABLE, StorageDaemonOptions
 from vduse.daemon.errors import UserError
 from vduse.daemon.main import main
+from vduse.daemon.qmp.errors import QmpError
 from vduse.daemon.storage import serve
+from vduse.daemon.storage.chardevs import Chardev
+from vduse.daemon.storage.models import ChardevOptions
 from vduse.framework import Framework
 
 
@@ -135,3 +138,23 @@ def test_quit_ends_it(
     device = {"id": "e", "node_name": "a", "name": "d", "size": 1 << 20, "read_only": True}
     assert serving == {"event": "serving", "pid": os.getpid(), "exports": [device]}
     assert ended == {"event": "ended", "reason": "quit"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "listens", "why"),
+    [
+        (socket.SOCK_SEQPACKET, True, "is no stream socket"),
+        (socket.SOCK_DGRAM, False, "is no stream socket"),
+        (socket.SOCK_STREAM, False, "does not listen"),
+    ],
+)
+def test_a_monitors_socket_is_a_listening_stream(
+    tmp_path: Path, kind: socket.SocketKind, listens: bool, why: str
+) -> None:
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        sock.bind(str(tmp_path / "sock"))
+        if listens:
+            sock.listen()
+        with pytest.raises(QmpError, match=f"fd {sock.fileno()} {why}"):
+            Chardev(ChardevOptions(id="c", fd=sock.fileno(), server=True))
+        assert sock.getsockname()  # it is still its owner's

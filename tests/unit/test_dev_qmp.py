@@ -18,6 +18,7 @@ from vduse.daemon.blk.nbd import NbdDoor
 from vduse.daemon.errors import UserError
 from vduse.daemon.main import main
 from vduse.devices.local import local_blk
+from vduse.exports.nbd import NbdServer
 
 SIZE = 1 << 20
 NBD = NbdDoor("disk.sock", mode=0o600, description="")
@@ -95,6 +96,23 @@ def test_disk_that_has_clients_is_taken_away_by_force_only(
     assert dev("del", "disk0", "--force")["event"] == "deleted"
 
 
+def test_disk_that_could_not_be_taken_away_in_order_is_served_again(
+    bus: EmbeddedAttachment, dev: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = NbdServer.close
+
+    def unanswered(server: NbdServer, *patience: float) -> bool:
+        close(server, *patience)
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NbdServer, "close", unanswered)
+        assert "requests were not answered within" in dev("unbind", "disk0")
+    [disk] = dev("list")["devices"]
+    assert (disk["driver"], disk["node"]) == ("virtio_vdpa", bus.place("disk0"))
+    assert disk["node"] is not None
+
+
 @pytest.mark.parametrize(
     ("argv", "refusal"),
     [
@@ -123,6 +141,11 @@ def test_nobody_serves_the_socket(dev: Any, folder: Path) -> None:
         "vduse: error: bus.qmp: no such socket; vduse blk IMAGE --nbd SOCKET --qmp bus.qmp "
         "serves one\n"
     )
+
+
+def test_a_path_that_no_socket_can_have(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert main(["dev", "list", "--qmp", "s" * 108]) == 2
+    assert f"error: {'s' * 108}: AF_UNIX path too long; vduse blk" in capsys.readouterr().err
 
 
 def test_server_that_speaks_something_else(dev: Any, folder: Path) -> None:

@@ -115,8 +115,8 @@ class EmbeddedFace:
                 raise DeviceNotFound(f"{name} is not on the vDPA bus")
             if not force and (clients := self._export.clients(name)):
                 raise UserError(f"{clients} clients use {name}: end them first, or --force")
-            self._export.withdraw(name)
             try:
+                self._export.withdraw(name)
                 yield
             except BaseException:
                 self._export.offer(name)

@@ -183,7 +183,7 @@ class QmpFace:
         except TimeoutError:
             raise UserError(f"{path}: does not answer: another QMP client has it") from None
         except OSError as error:
-            why = _ADVICE.get(error.errno or 0, error.strerror)
+            why = _ADVICE.get(error.errno or 0, error.strerror or str(error))
             raise UserError(
                 f"{path}: {why}; vduse blk IMAGE --nbd SOCKET --qmp {path} serves one"
             ) from None

@@ -45,7 +45,9 @@ def _device(host: Host, name: str) -> Check:
 
 def _without_program(host: Host, check: str, name: str) -> Check:
     if name not in host.bus.names():
-        how = "the next program of this name takes it over, or destroys it"
+        how = (
+            f"vduse dev del {name}; or start its program again: it takes it over, or makes it anew"
+        )
         return limited(check, "no program, not on the vDPA bus: left behind", how)
     how = (
         f"start its program again: it takes over; where that is refused (EPERM: the kernel has "

@@ -82,6 +82,9 @@ class _Inherited:
         except (OSError, OverflowError):
             raise QmpError(f"fd {fd} is not open") from None
         self._socket = socket.socket(fileno=fd)
+        if self._socket.type != socket.SOCK_STREAM:
+            self._socket.detach()
+            raise QmpError(f"fd {fd} is no stream socket")
         if not self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._socket.detach()
             raise QmpError(f"fd {fd} does not listen")
