@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 use vduse_channel::{IrqSink, UmemPort};
-use vduse_mem::{Iotlb, Iova, Resolver};
+use vduse_mem::{DirtyLog, Iotlb, Iova, Resolver};
 use vduse_ring::{Layout, QueueState, RingError};
 
 /// How long [`DataPath::close`] waits for a backend that is writing into guest memory.
@@ -273,6 +273,7 @@ impl DataPath {
         let irq = Irq::new(setup.call, index)?;
         let live = Live::new(
             iotlb,
+            index,
             setup.layout,
             setup.areas,
             setup.state,
@@ -370,6 +371,21 @@ impl DataPath {
     pub fn invalidate(&self, start: Iova, last: Iova, timeout: Duration) -> bool {
         let iotlb = self.lock().iotlb.clone();
         iotlb.invalidate(start, last);
+        self.refresh_all(timeout)
+    }
+
+    /// Has writes into guest memory marked in `log` from now on, or no more, until the next reset;
+    /// true once every worker does. Requests in flight are marked when they complete.
+    pub fn set_log(&self, log: Option<DirtyLog>, timeout: Duration) -> bool {
+        let (iotlb, is_idle) = {
+            let state = self.lock();
+            (state.iotlb.clone(), state.queues.is_empty())
+        };
+        iotlb.set_log(log);
+        is_idle || self.refresh_all(timeout)
+    }
+
+    fn refresh_all(&self, timeout: Duration) -> bool {
         let device = self.device.id;
         self.ask_all(timeout, |done| Command::Refresh { device, done })
     }

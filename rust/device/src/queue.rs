@@ -140,7 +140,7 @@ impl Queue {
         let taken = self.take_batch(chain);
         if let Some(live) = &self.live {
             // What was read where memory was taken away means nothing, an error included.
-            live.check_poison()?;
+            live.check_memory()?;
         }
         taken
     }
@@ -169,7 +169,7 @@ impl Queue {
         if !self.must_turn {
             live.ring.enable_kicks();
         }
-        live.check_poison()?;
+        live.check_memory()?;
         Ok(self.look() == Look::Work)
     }
 
@@ -225,7 +225,7 @@ impl Queue {
         if let Some(live) = &mut self.live
             && (std::mem::take(&mut live.is_staged) | std::mem::take(&mut live.owes_publication))
         {
-            live.check_poison()?;
+            live.check_memory()?;
             self.batch.stats.batches += 1;
             if live.ring.publish() {
                 self.batch.stats.irqs += 1;
@@ -298,8 +298,8 @@ impl Queue {
     /// Stops the device. Memory taken away explains whatever else was found in it.
     pub(crate) fn stop(&mut self, why: Stop) {
         self.has_panicked |= matches!(why, Stop::Panic);
-        let poison = self.live.as_ref().map(Live::check_poison);
-        let why = poison.and_then(Result::err).unwrap_or(why);
+        let taken_away = self.live.as_ref().map(Live::check_memory);
+        let why = taken_away.and_then(Result::err).unwrap_or(why);
         self.device.set_broken(self.index, why.to_string());
         self.discard(None);
     }

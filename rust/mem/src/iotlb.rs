@@ -4,7 +4,7 @@
 use crate::published::Published;
 use crate::sigbus;
 use crate::table::{Mapping, Table};
-use crate::{Access, Iova, Perm, Region};
+use crate::{Access, DirtyLog, Iova, Perm, Region};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{
@@ -128,6 +128,22 @@ impl Iotlb {
             last: last.0,
         };
         self.mappings.publish(|table| table.remove(span))
+    }
+
+    /// Has writes marked in `log` from now on, or no more, and starts a new generation: who has
+    /// acknowledged it marks what it writes, requests that were in flight before included.
+    /// Returns the new generation.
+    pub fn set_log(&self, log: Option<DirtyLog>) -> u64 {
+        let log = log.map(Arc::new);
+        if let Some(log) = &log {
+            self.hand_out(log.region());
+        }
+        self.mappings.publish(|table| table.log = log)
+    }
+
+    /// The log of the current generation.
+    pub(crate) fn log(&self) -> Option<Arc<DirtyLog>> {
+        self.mappings.read(|table| table.log.clone())
     }
 
     /// The current generation.

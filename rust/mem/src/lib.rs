@@ -2,6 +2,7 @@
 //! finds them by I/O virtual address.
 
 mod iotlb;
+mod log;
 mod piece;
 mod published;
 mod region;
@@ -13,6 +14,7 @@ mod units;
 mod view;
 
 pub use iotlb::{Backing, Entry, Fault, Iotlb, Resolver};
+pub use log::DirtyLog;
 pub use piece::{Piece, Pieces, Pinned};
 pub use region::Region;
 pub use units::{Access, Iova, Perm};

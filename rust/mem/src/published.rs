@@ -41,6 +41,11 @@ impl<T> Published<T> {
         generation
     }
 
+    /// Looks at the table.
+    pub(crate) fn read<V>(&self, look: impl FnOnce(&T) -> V) -> V {
+        look(&lock(&self.table))
+    }
+
     /// Finds something in the table; failing that fetches it (with no lock of the table held)
     /// and inserts it, unless a new generation came meanwhile: then it starts again. `None`
     /// when generations came too fast.

@@ -1,7 +1,7 @@
 //! A sorted table of mappings that never overlap.
 
 use crate::iotlb::Span;
-use crate::{Perm, Region};
+use crate::{DirtyLog, Perm, Region};
 use std::ops::Index;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -63,6 +63,8 @@ pub(crate) struct Table {
     mappings: Vec<Mapping>,
     /// That of a mapping which is memory of our own; a device has one at most.
     own: Option<Arc<Region>>,
+    /// Where writes are marked, if they are.
+    pub(crate) log: Option<Arc<DirtyLog>>,
 }
 
 impl Table {

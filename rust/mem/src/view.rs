@@ -2,7 +2,7 @@
 
 use crate::iotlb::{Fault, Iotlb};
 use crate::table::{Mapping, Table};
-use crate::{Access, Iova, Piece, Pieces, Pinned, Region, sigbus};
+use crate::{Access, DirtyLog, Iova, Piece, Pieces, Pinned, Region, sigbus};
 use std::sync::Arc;
 
 /// One queue's private view of an [`Iotlb`]: look-ups share no cache line with other queues.
@@ -13,6 +13,8 @@ pub struct View {
     table: Arc<Table>,
     /// Place of the mapping found last.
     hit: usize,
+    /// Of the generation, or a newer one.
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl View {
@@ -20,6 +22,7 @@ impl View {
     pub fn new(iotlb: Arc<Iotlb>) -> View {
         View {
             generation: iotlb.generation(),
+            log: iotlb.log(),
             iotlb,
             table: Arc::default(),
             hit: 0,
@@ -41,8 +44,15 @@ impl View {
             self.generation = generation;
             // What is still mapped comes back from the IOTLB without asking its resolver.
             self.table = Arc::default();
+            self.log = self.iotlb.log();
         }
         generation
+    }
+
+    /// Where writes are marked, if they are.
+    #[inline]
+    pub fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
     }
 
     /// Appends the pieces of `[iova, iova+len)` to `out`, in order; on a fault `out` is as it

@@ -5,12 +5,13 @@ use crate::{error, fd, stats};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use std::collections::BTreeMap;
 use std::ffi::c_int;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vduse_device::{Event, QueueSetup, StartError};
-use vduse_mem::Iova;
+use vduse_mem::{DirtyLog, Iova};
 use vduse_ring::{DeviceQueue, Layout, QueueState, RingError};
 
 const F_INDIRECT_DESC: u64 = 1 << 28;
@@ -128,6 +129,27 @@ impl DataPath {
         let path = self.path()?;
         let timeout = seconds(timeout)?;
         Ok(py.detach(|| path.invalidate(Iova(start), Iova(last), timeout)))
+    }
+
+    #[pyo3(signature = (log, used, timeout))]
+    fn set_log(
+        &self,
+        py: Python<'_>,
+        log: Option<(c_int, u64, u64)>,
+        used: BTreeMap<u32, u64>,
+        timeout: f64,
+    ) -> PyResult<bool> {
+        let path = self.path()?;
+        let timeout = seconds(timeout)?;
+        let log = match log {
+            None => None,
+            Some((file, offset, size)) => {
+                let file = fd::dup(file)?;
+                let used = used.into_iter().map(|(queue, at)| (queue, Iova(at)));
+                Some(DirtyLog::map(file.as_fd(), offset, size, used.collect())?)
+            }
+        };
+        Ok(py.detach(|| path.set_log(log, timeout)))
     }
 
     fn reset(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {

@@ -19,7 +19,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Chain, DeviceQueue, Malformed, RingError};
+pub use device::{Chain, DeviceQueue, Malformed, RingError, RingLog, Segments};
 pub use driver::{AddError, DriverError, DriverQueue};
 pub use layout::{Areas, Layout, LayoutError, QueueState, Segment};
 pub use spin::{Spin, SpinStats};

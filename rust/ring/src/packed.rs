@@ -10,6 +10,8 @@ pub(crate) const DESC_ADDR: usize = 0;
 pub(crate) const DESC_LEN: usize = 8;
 pub(crate) const DESC_ID: usize = 12;
 pub(crate) const DESC_FLAGS: usize = 14;
+/// Bytes of a descriptor.
+pub(crate) const DESC_BYTES: usize = 16;
 
 const EVENT_DISABLE: u32 = 1;
 const EVENT_DESC: u32 = 2;
@@ -54,7 +56,7 @@ impl Position {
     /// Byte offset of the slot's descriptor.
     #[inline]
     pub(crate) fn offset(self) -> usize {
-        usize::from(self.index) * 16
+        usize::from(self.index) * DESC_BYTES
     }
 
     /// AVAIL and USED as the driver sets them to make this slot available.

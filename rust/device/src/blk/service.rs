@@ -11,9 +11,18 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+use vduse_ring::Segments;
 
 /// So many discarded or zeroed bytes take a backend in memory as long as one that is copied.
 const RANGE_BYTES: u64 = 256;
+
+/// A request in flight.
+struct Pending {
+    execution: Execution,
+    /// When it was taken.
+    taken: Instant,
+    writable: Segments,
+}
 
 /// The requests of one virtqueue.
 pub(super) struct BlkService {
@@ -21,8 +30,7 @@ pub(super) struct BlkService {
     disk: Arc<Disk>,
     features: u64,
     engine: Box<dyn Engine>,
-    /// Each with the time at which it was taken.
-    in_flight: Slab<(Execution, Instant)>,
+    in_flight: Slab<Pending>,
 }
 
 impl BlkService {
@@ -41,17 +49,28 @@ impl BlkService {
         }
     }
 
-    fn start(&mut self, request: Request, info: &Info, live: &mut Live, batch: &mut Batch) {
+    fn start(
+        &mut self,
+        request: Request,
+        writable: &Segments,
+        info: &Info,
+        live: &mut Live,
+        batch: &mut Batch,
+    ) {
         let slot = self.in_flight.next_key();
         let token = self.id.token(slot);
         let engine = self.engine.as_mut();
         match Execution::start(request, &self.disk.serial, info, engine, token) {
             (execution, Progress::Over) => {
-                let end = complete(execution, live, batch);
+                let end = complete(execution, writable, live, batch);
                 batch.end_now(end);
             }
             (execution, Progress::Pending) => {
-                let kept = self.in_flight.insert((execution, batch.taken()));
+                let kept = self.in_flight.insert(Pending {
+                    execution,
+                    taken: batch.taken(),
+                    writable: Segments::from_slice(writable),
+                });
                 debug_assert_eq!(kept, slot);
             }
         }
@@ -59,9 +78,14 @@ impl BlkService {
 }
 
 /// Ends a request towards the driver; how it ended.
-fn complete(execution: Execution, live: &mut Live, batch: &mut Batch) -> Result<Traffic, Errno> {
+fn complete(
+    execution: Execution,
+    writable: &Segments,
+    live: &mut Live,
+    batch: &mut Batch,
+) -> Result<Traffic, Errno> {
     let (used, end) = execution.finish();
-    live.complete(used.id, used.slots, used.written);
+    live.complete(used.id, used.slots, used.written, writable);
     end.map_err(|failure| {
         // What a backend cannot do the driver has asked for without need.
         if !matches!(failure.errno, Errno::OPNOTSUPP | Errno::CANCELED) {
@@ -82,19 +106,20 @@ impl Service for BlkService {
         };
         while intake.pop()? {
             let (live, batch) = (&mut *intake.live, &mut *intake.batch);
+            let writable = &intake.chain.writable;
             match parse(intake.chain, &mut live.view, &rules).map_err(Stop::Status)? {
                 Parsed::Short => {
-                    live.complete(intake.chain.id, intake.chain.slots, 0);
+                    live.complete(intake.chain.id, intake.chain.slots, 0, writable);
                     batch.end_now(Err(Errno::INVAL));
                 }
                 Parsed::Refuse(finish, status) => {
                     let used = finish.refuse(status);
-                    live.complete(used.id, used.slots, used.written);
+                    live.complete(used.id, used.slots, used.written, writable);
                     batch.end_now(Err(Errno::INVAL));
                 }
                 Parsed::Run(request) => {
                     let charge = request.range_bytes() / RANGE_BYTES;
-                    self.start(request, &info, live, batch);
+                    self.start(request, writable, &info, live, batch);
                     intake.charge(charge);
                 }
             }
@@ -103,16 +128,17 @@ impl Service for BlkService {
     }
 
     fn deliver(&mut self, slot: u32, completion: Completion, live: &mut Live, batch: &mut Batch) {
-        let Some((execution, _)) = self.in_flight.get_mut(slot) else {
+        let Some(pending) = self.in_flight.get_mut(slot) else {
             return;
         };
         let info = self.disk.backend.info();
-        let progress = execution.complete(completion, &info, self.engine.as_mut());
+        let engine = self.engine.as_mut();
+        let progress = pending.execution.complete(completion, &info, engine);
         if progress == Progress::Over
-            && let Some((execution, taken)) = self.in_flight.remove(slot)
+            && let Some(over) = self.in_flight.remove(slot)
         {
-            let end = complete(execution, live, batch);
-            batch.end(taken, end);
+            let end = complete(over.execution, &over.writable, live, batch);
+            batch.end(over.taken, end);
         }
     }
 
@@ -133,8 +159,8 @@ impl Service for BlkService {
     }
 
     fn abandon(&mut self, slot: u32) {
-        if let Some((execution, _)) = self.in_flight.get_mut(slot)
-            && execution.abandon_one()
+        if let Some(pending) = self.in_flight.get_mut(slot)
+            && pending.execution.abandon_one()
         {
             self.in_flight.remove(slot);
         }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 use vduse_mem::{Access, Fault, Pieces, View};
-use vduse_ring::Segment;
+use vduse_ring::{Segment, Segments};
 
 /// A handler as a provider of services.
 pub(crate) struct ChainProvider(pub(crate) Arc<dyn Handler>);
@@ -44,6 +44,7 @@ impl Provider for ChainProvider {
 struct Entry {
     id: u16,
     slots: u16,
+    writable: Segments,
     taken: Instant,
     chain: Weak<HeldChain>,
     access: [Weak<Memory>; 2],
@@ -73,6 +74,7 @@ impl ChainService {
         self.in_flight.insert(Entry {
             id: chain.id,
             slots: chain.slots,
+            writable: Segments::from_slice(&chain.writable),
             taken: intake.batch.taken(),
             chain: Arc::downgrade(&held),
             access,
@@ -96,7 +98,7 @@ impl ChainService {
             let Some(entry) = self.in_flight.remove(returned.slot) else {
                 continue;
             };
-            live.complete(entry.id, entry.slots, returned.written);
+            live.complete(entry.id, entry.slots, returned.written, &entry.writable);
             if returned.is_forgotten {
                 forgotten += 1;
                 batch.end(entry.taken, Err(Errno::IO));
@@ -120,7 +122,7 @@ impl Service for ChainService {
         let starts_to_drain = intake.is_draining && !std::mem::replace(&mut self.is_draining, true);
         let (live, batch) = (&mut *intake.live, &mut *intake.batch);
         // What was read where memory was taken away means nothing.
-        live.check_poison()?;
+        live.check_memory()?;
         if !chains.is_empty() {
             self.call(live, batch, |handler, queue| handler.handle(queue, chains));
         }

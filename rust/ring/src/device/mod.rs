@@ -4,14 +4,20 @@
 //! private copy, and checked there; the device's own positions are never read back.
 
 pub(crate) mod chain;
+mod marks;
 mod packed;
 mod split;
+
+pub use marks::RingLog;
 
 use crate::inflight::{PackedRecord, SplitRecord};
 use crate::{Areas, Layout, LayoutError, QueueState, Segment};
 use smallvec::SmallVec;
 use std::fmt;
 use vduse_mem::{Fault, Pinned, View};
+
+/// The segments of one direction, in order.
+pub type Segments = SmallVec<[Segment; 4]>;
 
 /// One request as the driver chained it. Reused from pop to pop: no allocation in the usual
 /// case.
@@ -22,9 +28,9 @@ pub struct Chain {
     /// Ring descriptors the chain takes (packed: how far the ring moves on).
     pub slots: u16,
     /// Device-readable segments, in order.
-    pub readable: SmallVec<[Segment; 4]>,
+    pub readable: Segments,
     /// Device-writable segments, in order.
-    pub writable: SmallVec<[Segment; 4]>,
+    pub writable: Segments,
 }
 
 /// What the driver got wrong; each ends the device, none ends the process.
@@ -153,6 +159,18 @@ impl DeviceQueue {
             Ring::Packed(ring) => ring.remap(areas),
         }
         Ok(())
+    }
+
+    /// Has what is written into the ring marked from now on, or no more; `layout` is as before. All
+    /// that may have been written before is marked at once.
+    pub fn set_log(&mut self, layout: &Layout, log: Option<RingLog>) {
+        if let Some(log) = &log {
+            log.mark_all(layout);
+        }
+        match &mut self.ring {
+            Ring::Split(ring) => ring.set_log(log),
+            Ring::Packed(ring) => ring.set_log(log),
+        }
     }
 
     /// Takes the next request into `chain`; false if there is none. After an error every call

@@ -1,12 +1,13 @@
 //! Packed rings, device side (virtio 1.3, section 2.8).
 
 use super::chain::Collector;
-use super::{Chain, Malformed, RingError};
+use super::marks::runs;
+use super::{Chain, Malformed, RingError, RingLog};
 use crate::bits::Bits;
 use crate::inflight::{OpenPacked, PackedRecord};
 use crate::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc};
 use crate::packed::{
-    DESC_ADDR, DESC_FLAGS, DESC_ID, DESC_LEN, Position, disable_events, enable_events, wants_event,
+    DESC_ADDR, DESC_BYTES, DESC_FLAGS, DESC_ID, DESC_LEN, Position, disable_events, enable_events, wants_event,
 };
 use crate::shared::Shared;
 use crate::{Layout, LayoutError, QueueState};
@@ -50,6 +51,7 @@ pub(super) struct Packed {
     /// Chains that a record showed in flight, oldest first.
     recovered: VecDeque<Vec<Desc>>,
     irq_owed: bool,
+    log: Option<RingLog>,
 }
 
 impl Packed {
@@ -117,6 +119,7 @@ impl Packed {
             record,
             recovered,
             irq_owed,
+            log: None,
         })
     }
 
@@ -126,6 +129,10 @@ impl Packed {
         self.device_event = device_event;
         // Whatever the flags say in the new place, they are written anew.
         self.kicks_off = false;
+    }
+
+    pub(super) fn set_log(&mut self, log: Option<RingLog>) {
+        self.log = log;
     }
 
     #[inline]
@@ -246,6 +253,11 @@ impl Packed {
             record.publishing(end);
         }
         self.write_used();
+        if let Some(log) = &self.log {
+            for (slot, slots) in runs(self.used.index, slots, self.size) {
+                log.mark_desc(slot * DESC_BYTES, slots * DESC_BYTES);
+            }
+        }
         self.used = end;
         self.open_slots -= slots;
         self.in_flight -= self.staged.len() as u16;
@@ -289,6 +301,7 @@ impl Packed {
     pub(super) fn suppress_kicks(&mut self) {
         if !self.kicks_off {
             disable_events(&self.device_event);
+            self.mark_event();
             self.kicks_off = true;
         }
     }
@@ -301,10 +314,18 @@ impl Packed {
     #[inline]
     pub(super) fn enable_kicks(&mut self) -> bool {
         enable_events(&self.device_event, self.avail, self.event_idx);
+        self.mark_event();
         self.kicks_off = false;
         // The wish is visible before the ring is looked at again (section 2.8.10).
         fence(SeqCst);
         self.has_available()
+    }
+
+    #[inline]
+    fn mark_event(&self) {
+        if let Some(log) = &self.log {
+            log.mark_device(0, 4);
+        }
     }
 
     pub(super) fn in_flight(&self) -> u16 {

@@ -1,7 +1,8 @@
 //! Split rings, device side (virtio 1.3, section 2.7).
 
 use super::chain::Collector;
-use super::{Chain, Malformed, RingError};
+use super::marks::runs;
+use super::{Chain, Malformed, RingError, RingLog};
 use crate::bits::Bits;
 use crate::inflight::SplitRecord;
 use crate::layout::{
@@ -37,6 +38,7 @@ pub(super) struct Split {
     /// Heads that a record showed in flight, oldest first.
     recovered: VecDeque<u16>,
     irq_owed: bool,
+    log: Option<RingLog>,
 }
 
 impl Split {
@@ -67,6 +69,7 @@ impl Split {
             record: None,
             recovered: VecDeque::new(),
             irq_owed: false,
+            log: None,
         };
         if let Some(at) = record {
             let (record, open) = SplitRecord::open(at, layout.size, used_idx)?;
@@ -91,6 +94,10 @@ impl Split {
         self.used = used;
         // Whatever the flags say in the new place, they are written anew.
         self.kicks_off = false;
+    }
+
+    pub(super) fn set_log(&mut self, log: Option<RingLog>) {
+        self.log = log;
     }
 
     #[inline]
@@ -210,6 +217,13 @@ impl Split {
         for head in self.staged.drain(..) {
             self.busy.remove(head);
         }
+        if let Some(log) = &self.log {
+            log.mark_device(RING_IDX, 2);
+            let first = old & (self.size - 1);
+            for (entry, entries) in runs(first, new.wrapping_sub(old), self.size) {
+                log.mark_device(RING_ENTRIES + entry * 8, entries * 8);
+            }
+        }
         // used.idx is visible before the driver's wish is read (section 2.7.7).
         fence(SeqCst);
         owed || if self.event_idx {
@@ -234,9 +248,9 @@ impl Split {
         }
         if self.event_idx {
             let behind = self.next_avail.wrapping_sub(1);
-            self.used.store16(self.entry_end(8), behind, Relaxed);
+            self.store_wish(self.entry_end(8), behind);
         } else {
-            self.used.store16(RING_FLAGS, RING_F_NO_EVENT, Relaxed);
+            self.store_wish(RING_FLAGS, RING_F_NO_EVENT);
         }
         self.kicks_off = true;
     }
@@ -251,15 +265,23 @@ impl Split {
     #[inline]
     pub(super) fn enable_kicks(&mut self) -> bool {
         if self.event_idx {
-            let at = self.entry_end(8);
-            self.used.store16(at, self.next_avail, Relaxed);
+            self.store_wish(self.entry_end(8), self.next_avail);
         } else {
-            self.used.store16(RING_FLAGS, 0, Relaxed);
+            self.store_wish(RING_FLAGS, 0);
         }
         self.kicks_off = false;
         // The wish is visible before the ring is looked at again (section 2.7.10).
         fence(SeqCst);
         self.has_available()
+    }
+
+    /// Tells the driver when to kick.
+    #[inline]
+    fn store_wish(&self, at: usize, wish: u16) {
+        self.used.store16(at, wish, Relaxed);
+        if let Some(log) = &self.log {
+            log.mark_device(at, 2);
+        }
     }
 
     pub(super) fn in_flight(&self) -> u16 {
