@@ -611,6 +611,12 @@ class DataPath:
     def set_kickfd(self, index: int, fd: int) -> None: ...
     def invalidate(self, start: int, last: int, timeout: float) -> bool:
         """UPDATE_IOTLB: a new generation; true once every worker has acknowledged."""
+    def set_log(
+        self, log: tuple[int, int, int] | None, used: dict[int, int], timeout: float
+    ) -> bool:
+        """What is written into the driver's memory is marked in ``log`` (memory file, of which it
+        takes a dup, offset, bytes), until the next reset; true once every worker does. ``used``:
+        by virtqueue, the address at which writes to its device area are marked."""
     def reset(self, timeout: float) -> bool:
         """Stops all queues without finishing into guest memory; true once no request touches
         guest memory any more and every mapping is dropped."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final, Protocol, runtime_checkable
 
+from vduse.control.abi import DirtyLog
+
 #: :meth:`Driver.set_vring_base` of a fresh packed ring: both wrap counters 1.
 PACKED_START: Final = 1 << 15 | 1 << 31
 
@@ -75,3 +77,16 @@ class InflightDriver(Protocol):
     def set_inflight(self, fd: int, size: int) -> None:
         """Before DRIVER_OK: the device goes on from the ``size`` bytes of records there, which are
         zeroes where nothing was in flight. Until the next reset. OSError."""
+
+
+@runtime_checkable
+class LogDriver(Protocol):
+    """The same of live migration: what the device writes into the user's memory is marked."""
+
+    def can_log(self) -> bool:
+        """Whether the device's program can."""
+
+    def set_log(self, log: DirtyLog | None, fd: int = -1) -> None:
+        """Once this returns all writes are marked in ``log`` in the memory file ``fd``, those of
+        requests in flight when they complete; None: no more. Until the next reset. OSError
+        EOPNOTSUPP; EIO: the device cannot use this log."""

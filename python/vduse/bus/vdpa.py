@@ -15,6 +15,7 @@ from vduse import _native
 from vduse.bus.errors import VdpaError
 from vduse.bus.iotlb import Mapping
 from vduse.bus.kick import DriverKick
+from vduse.control.abi import DirtyLog
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,14 @@ class VdpaDevice(Protocol):
     def set_inflight(self, fd: int, size: int) -> None:
         """The records are in this file until the next reset, and the device goes on from what is
         there. OSError EINVAL: another size, or it may shrink."""
+
+    @property
+    def can_log(self) -> bool:
+        """Whether the device can mark what it writes (live migration)."""
+
+    def set_log(self, log: DirtyLog | None, fd: int) -> None:
+        """Waits. Until the next reset the device marks what it writes in the memory file ``fd``;
+        None: nowhere. OSError EOPNOTSUPP: it cannot."""
 
     def set_vq_kick(self, index: int, kick: DriverKick | None) -> None:
         """The eventfd that the driver kicks the queue with from now on; None: the driver calls

@@ -15,6 +15,7 @@ from vduse.bus.errors import VdpaError
 from vduse.bus.iotlb import Iotlb, Mapping, SharedFile
 from vduse.bus.kick import DriverKick
 from vduse.bus.vdpa import VdpaDevice
+from vduse.control.abi import DirtyLog
 from vduse.control.features import Feature, Status
 
 log = logging.getLogger(__name__)
@@ -212,6 +213,16 @@ class VhostVdpaFile:
             if self._vdpa.get_status() & Status.DRIVER_OK:
                 raise OSError(errno.EBUSY, "the device is live: reset it first")
             self._vdpa.set_inflight(fd, size)
+
+    # --- dirty log --------------------------------------------------------------------------
+
+    def can_log(self) -> bool:
+        return self._vdpa.can_log
+
+    def set_log(self, log: DirtyLog | None, fd: int = -1) -> None:
+        """OSError EOPNOTSUPP: the device's program marks no writes; EIO: it refuses this log."""
+        with self._lock:
+            self._vdpa.set_log(log, fd)
 
     # --- IOTLB ------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from vduse.control.abi import (
     DevConfig,
     DevRequest,
     DevResponse,
+    DirtyLog,
     IotlbEntry,
     IovaInfo,
     IovaUmem,
@@ -26,6 +27,8 @@ EXT_CALLFD = "callfd"
 EXT_KICKFD = "kickfd"
 #: The channel keeps memory for in-flight records while devices come and go.
 EXT_INFLIGHT = "inflight"
+#: The channel says where writes into the driver's memory are to be marked (live migration).
+EXT_LOG = "log"
 
 #: What a data path resolves IOTLB misses and injects irqs with, without the GIL.
 Resolver: TypeAlias = _native.CallSocket | _native.KernelNode
@@ -91,5 +94,9 @@ class Channel(Protocol):
     def clear_inflight(self) -> None:
         """EXT_INFLIGHT: to be called before a reset is answered, when no request is in flight:
         nobody may go on from the records then. OSError: it must not be answered."""
+
+    def log_get_fd(self) -> tuple[DirtyLog, int] | None:
+        """EXT_LOG: the dirty log, and the memory file it lies in (the caller owns it); None: writes
+        are not marked. UPDATE_LOG tells of every change after the first call."""
 
     def close(self) -> None: ...

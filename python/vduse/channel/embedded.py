@@ -8,13 +8,14 @@ import socket
 from collections.abc import Sequence
 
 from vduse import _native
-from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD
+from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD, EXT_LOG
 from vduse.channel.packet import PacketError, close_fds, receive_packet, send_packet
 from vduse.control.abi import (
     DevConfig,
     DevRequest,
     DevResponse,
     DevSetConfig,
+    DirtyLog,
     ExtCall,
     Ioctl,
     IotlbEntry,
@@ -122,7 +123,7 @@ class EmbeddedChannel:
     @property
     def extensions(self) -> frozenset[str]:
         """All there are."""
-        return frozenset({EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD})
+        return frozenset({EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD, EXT_LOG})
 
     def fileno(self) -> int:
         """The message socket."""
@@ -241,6 +242,18 @@ class EmbeddedChannel:
 
     def clear_inflight(self) -> None:
         """Nothing: the framework zeroes it, once the reset is answered."""
+
+    def log_get_fd(self) -> tuple[DirtyLog, int] | None:
+        """The dirty log, and the memory file it lies in (the caller owns it); None: no log."""
+        try:
+            answer, fds = _call(self._calls, ExtCall.LOG_GET_FD, answer_fds=1)
+        except FileNotFoundError:
+            return None
+        try:
+            return DirtyLog.unpack(answer), fds[0]
+        except ValueError as error:
+            close_fds(fds)
+            raise _truncated(ExtCall.LOG_GET_FD, error) from None
 
     def close(self) -> None:
         """The node closes: unanswered messages go to its next opener."""

@@ -26,6 +26,7 @@ from vduse.control.abi import (
     DevRequest,
     DevResponse,
     DevSetConfig,
+    DirtyLog,
     Ioctl,
     IotlbEntry,
     IotlbEntryV2,
@@ -225,6 +226,10 @@ class KernelChannel:
 
     def vq_get_kickfd(self, index: int) -> int | None:
         """None: the kernel relays kicks."""
+        return None
+
+    def log_get_fd(self) -> tuple[DirtyLog, int] | None:
+        """None: the kernel has no word for migration."""
         return None
 
     def get_inflight_fd(self, size: int, features: int, fresh: bool) -> int | None:

@@ -17,6 +17,7 @@ _STRUCTS: dict[
     type[
         abi.DevConfig
         | abi.DevSetConfig
+        | abi.DirtyLog
         | abi.IotlbEntry
         | abi.IotlbEntryV2
         | abi.VqConfig
@@ -36,6 +37,7 @@ _STRUCTS: dict[
     abi.Ioctl.IOTLB_REG_UMEM: abi.IovaUmem,
     abi.Ioctl.IOTLB_DEREG_UMEM: abi.IovaUmem,
     abi.Ioctl.IOTLB_GET_INFO: abi.IovaInfo,
+    abi.ExtCall.LOG_GET_FD: abi.DirtyLog,
 }
 _WITH_NAME = {abi.Ioctl.DESTROY_DEV, abi.ExtCall.OPEN}
 _INTEGER_BYTES = (4, 8)

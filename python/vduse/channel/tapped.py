@@ -20,6 +20,7 @@ from vduse.control.abi import (
     DevRequest,
     DevResponse,
     DevSetConfig,
+    DirtyLog,
     ExtCall,
     Ioctl,
     IotlbEntry,
@@ -239,6 +240,14 @@ class TappedChannel:
             pack_u64(size),
             lambda: self._channel.get_inflight_fd(size, features, fresh),
             lambda fd: (b"", int(fd is not None)),
+        )
+
+    def log_get_fd(self) -> tuple[DirtyLog, int] | None:
+        return self._calls.make(
+            ExtCall.LOG_GET_FD,
+            b"",
+            self._channel.log_get_fd,
+            lambda log: (b"", 0) if log is None else (log[0].pack(), 1),
         )
 
     def clear_inflight(self) -> None:

@@ -52,6 +52,13 @@ MESSAGES: tuple[MessageRule, ...] = (
         "asks for the driver's kick fd again",
         extension=True,
     ),
+    MessageRule(
+        RequestType.UPDATE_LOG,
+        0,
+        _ANY,
+        "marks what it writes into the driver's memory where the new dirty log says",
+        extension=True,
+    ),
 )
 
 _RULES: dict[int, MessageRule] = {rule.type.value: rule for rule in MESSAGES}

@@ -43,6 +43,14 @@ class DataPath(Protocol):
     def invalidate(self, start: int, last: int, timeout: float) -> bool:
         """Lets go of mappings in IOVAs [start, last]; true once every worker has."""
 
+    def set_log(
+        self, log: tuple[int, int, int] | None, used: dict[int, int], timeout: float
+    ) -> bool:
+        """Marks what is written into the driver's memory in ``log``: a memory file, of which it
+        takes a dup, offset and bytes of the bits; None: nowhere. ``used``: see
+        :class:`~vduse.control.abi.DirtyLog`. Until the next reset. True once every worker does.
+        OSError EINVAL: no such log; ENOMEM."""
+
     def reset(self, timeout: float) -> bool:
         """Stops all queues; true once no request touches the driver's memory any more."""
 

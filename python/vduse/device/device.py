@@ -200,6 +200,8 @@ class _Attached:
         """Starts to serve; goes on where a dead program left off."""
         self._serving = True
         self._thread.watch(self._data_path.event_fd, self, self._on_data_path)
+        # Nothing runs yet: there is nobody to wait for.
+        self._queues.follow_log(0)
         # Queues are ready under a live driver, or one whose DRIVER_OK is still to be answered.
         live = existed and self.tell_driver()
         if live or (existed and any(self._queues.info(i).ready for i in range(len(self._queues)))):

@@ -18,6 +18,7 @@ from vduse.control.abi import (
     UpdateCallfd,
     UpdateIotlb,
     UpdateKickfd,
+    UpdateLog,
     encode_vq_state,
 )
 from vduse.control.messages import message_allowed
@@ -149,6 +150,8 @@ class MessageHandler:
                 if known:
                     self._queues.update_kickfd(index)
                 self._answer(request, RequestResult.OK if known else RequestResult.FAILED)
+            case UpdateLog():
+                self._update_log(request)
             case SetVqGroupAsid(group=group, asid=asid):
                 # One group, one address space.
                 known = (group, asid) == (0, 0)
@@ -294,6 +297,24 @@ class MessageHandler:
                 self._host.give_up(f"IOTLB update: not acknowledged in {self._timeout:g} s")
 
         self._host.offload(lambda: self._data_path.invalidate(start, last, self._timeout), done)
+
+    def _update_log(self, request: DevRequest) -> None:
+        def follow() -> bool | None:
+            try:
+                return self._queues.follow_log(self._timeout)
+            except OSError as error:
+                log.warning("%s: dirty log refused: %s", self._spec.name, error)
+                return None
+
+        def done(acknowledged: bool | None) -> None:
+            if acknowledged is None:
+                self._answer(request, RequestResult.FAILED)
+            elif acknowledged:
+                self._answer(request, RequestResult.OK)
+            else:
+                self._host.give_up(f"dirty log: not acknowledged in {self._timeout:g} s")
+
+        self._host.offload(follow, done)
 
     def _answer(self, request: DevRequest, result: RequestResult) -> None:
         self._host.respond(DevResponse(request.request_id, result))

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD, Channel
+from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD, EXT_LOG, Channel
 from vduse.control.abi import VqInfo, decode_vq_state
 from vduse.control.features import Feature
 from vduse.device.datapath import DataPath
@@ -158,6 +158,20 @@ class Queues:
         if self.running(index):
             with self._kickfd(index) as kickfd:
                 self._data_path.set_kickfd(index, kickfd)
+
+    def follow_log(self, timeout: float) -> bool:
+        """Fetches the dirty log, if there is one; true once all writes are marked there. OSError:
+        it cannot be used. Any thread."""
+        if EXT_LOG not in self._channel.extensions:
+            return True
+        found = self._channel.log_get_fd()
+        if found is None:
+            return self._data_path.set_log(None, {}, timeout)
+        log, fd = found
+        try:
+            return self._data_path.set_log((fd, log.offset, log.size), dict(log.used), timeout)
+        finally:
+            os.close(fd)
 
     def reset(self) -> None:
         """Before a reset is answered: positions and kicks are of no more meaning. OSError: it

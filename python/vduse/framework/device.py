@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable
 
 from vduse.bus.errors import DeviceExists
-from vduse.control.abi import DevConfig, SetStatus
+from vduse.bus.iotlb import SharedFile
+from vduse.control.abi import DevConfig, DirtyLog, SetStatus
 from vduse.control.features import Feature, Status
 from vduse.framework.domain import PAGE_SIZE, IovaDomain
 from vduse.framework.inflight import InflightFile
@@ -57,6 +58,10 @@ class VduseDevice:
         self.vqs = [Virtqueue(index) for index in range(config.vq_num)]
         self.domain: IovaDomain | None = None
         self.inflight = InflightFile()
+        #: Where the driver's side wants writes marked, until the next reset.
+        self.log: tuple[SharedFile, DirtyLog] | None = None
+        #: The device's program asks for logs (LOG_GET_FD).
+        self.log_known = False
         self.connected = False
         #: On the service thread: an opener that is gone already is heard of now.
         self.look_at_opener: Callable[[], None] = _nothing
@@ -174,6 +179,7 @@ class VduseDevice:
             for vq in self.vqs:
                 vq.clear()
             self.inflight.zero()
+            self.log = None
         self._work.flush(self._config_work)
 
     def release(self) -> None:
@@ -182,6 +188,7 @@ class VduseDevice:
             self.destroyed = True
             self.domain = None
             self.inflight.close()
+            self.log = None
             self.vqs.clear()
 
     def reclaim(self) -> int:

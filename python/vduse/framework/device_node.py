@@ -242,6 +242,13 @@ class DeviceNode:
             )
         return 0, b"", [device.inflight.get(size, len(device.vqs))]
 
+    def _log_get_fd(self, call: _Call) -> Result:
+        self._device.log_known = True
+        if self._device.log is None:
+            return -errno.ENOENT, b"", []
+        file, log = self._device.log
+        return 0, log.pack(), [os.dup(file.fileno())]
+
     # --- checks -----------------------------------------------------------------------------
 
     def _check_reserved(self, reserved: bytes, asid: int, error: int) -> None:
@@ -292,4 +299,5 @@ _HANDLERS: dict[int, Callable[[DeviceNode, _Call], Result]] = {
     ExtCall.VQ_GET_CALLFD: DeviceNode._vq_get_callfd,
     ExtCall.VQ_GET_KICKFD: DeviceNode._vq_get_kickfd,
     ExtCall.GET_INFLIGHT_FD: DeviceNode._get_inflight_fd,
+    ExtCall.LOG_GET_FD: DeviceNode._log_get_fd,
 }

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vduse import _native
-from vduse.bus.iotlb import Mapping
+from vduse.bus.iotlb import Mapping, SharedFile
 from vduse.bus.kick import DriverKick
 from vduse.control.abi import (
+    DirtyLog,
     GetVqState,
     SetVqGroupAsid,
     UpdateCallfd,
     UpdateIotlb,
     UpdateKickfd,
+    UpdateLog,
     decode_vq_state,
     encode_vq_state,
 )
@@ -219,6 +221,25 @@ class VdpaDevice:
     def set_inflight(self, fd: int, size: int) -> None:
         with self._device.lock:
             self._device.inflight.adopt(fd, size)
+
+    # --- dirty log --------------------------------------------------------------------------
+
+    @property
+    def can_log(self) -> bool:
+        return self._device.log_known
+
+    def set_log(self, log: DirtyLog | None, fd: int) -> None:
+        device = self._device
+        if not device.log_known:
+            raise OSError(errno.EOPNOTSUPP, f"{device.name}: its program marks no writes")
+        with device.lock:
+            former, device.log = device.log, None if log is None else (SharedFile(fd), log)
+        try:
+            device.messages.send(UpdateLog(), device.msg_timeout)
+        except BaseException:
+            with device.lock:
+                device.log = former
+            raise
 
     # --- IOTLB ------------------------------------------------------------------------------
 

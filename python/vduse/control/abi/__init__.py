@@ -45,10 +45,12 @@ from vduse.control.abi.messages import (
     UpdateCallfd,
     UpdateIotlb,
     UpdateKickfd,
+    UpdateLog,
 )
 from vduse.control.abi.structs import (
     DevConfig,
     DevSetConfig,
+    DirtyLog,
     IotlbEntry,
     IotlbEntryV2,
     IovaInfo,
@@ -70,6 +72,7 @@ __all__ = [
     "DevRequest",
     "DevResponse",
     "DevSetConfig",
+    "DirtyLog",
     "ExtCall",
     "GetVqState",
     "Ioctl",
@@ -87,6 +90,7 @@ __all__ = [
     "UpdateCallfd",
     "UpdateIotlb",
     "UpdateKickfd",
+    "UpdateLog",
     "VqConfig",
     "VqEventfd",
     "VqInfo",

@@ -61,3 +61,6 @@ class ExtCall(IntEnum):
     GET_INFLIGHT_FD = 0x5600_0003
     #: u32 index -> the fd that the driver kicks that virtqueue with; ENOENT: it has none.
     VQ_GET_KICKFD = 0x5600_0004
+    #: Nothing -> the dirty log (:class:`DirtyLog`) and the memory file it lies in; ENOENT: writes
+    #: are not marked. Who has called it is sent UPDATE_LOG.
+    LOG_GET_FD = 0x5600_0005

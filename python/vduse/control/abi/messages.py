@@ -23,6 +23,8 @@ class RequestType(IntEnum):
     UPDATE_CALLFD = 0x8000_0001
     #: Extension: the driver kicks a virtqueue another way; ask again.
     UPDATE_KICKFD = 0x8000_0002
+    #: Extension: the dirty log has changed; fetch it again.
+    UPDATE_LOG = 0x8000_0003
 
 
 class RequestResult(IntEnum):
@@ -121,6 +123,14 @@ class UpdateKickfd(_Fields):
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateLog(_Fields):
+    """Extension: fetch the dirty log again; answered once all writes are marked there."""
+
+    TYPE: ClassVar[int] = RequestType.UPDATE_LOG
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("")
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownMessage(_Body):
     """A request of a type that this program does not know: answer it FAILED."""
 
@@ -131,12 +141,22 @@ class UnknownMessage(_Body):
         return self.body
 
 
-_Known = GetVqState | SetStatus | UpdateIotlb | SetVqGroupAsid | UpdateCallfd | UpdateKickfd
+_Known = (
+    GetVqState | SetStatus | UpdateIotlb | SetVqGroupAsid | UpdateCallfd | UpdateKickfd | UpdateLog
+)
 Message = _Known | UnknownMessage
 
 _MESSAGES: dict[int, type[_Known]] = {
     message.TYPE: message
-    for message in (GetVqState, SetStatus, UpdateIotlb, SetVqGroupAsid, UpdateCallfd, UpdateKickfd)
+    for message in (
+        GetVqState,
+        SetStatus,
+        UpdateIotlb,
+        SetVqGroupAsid,
+        UpdateCallfd,
+        UpdateKickfd,
+        UpdateLog,
+    )
 }
 
 

@@ -263,3 +263,32 @@ class IovaInfo(Struct):
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         return cls(*cls._LAYOUT.unpack(exactly(data, cls.SIZE, "vduse_iova_info")))
+
+
+@dataclass(frozen=True, slots=True)
+class DirtyLog(Struct):
+    """Extension, of LOG_GET_FD: bit N of byte N / 8 of ``size`` bytes at ``offset`` of a memory
+    file is page N of 4 KiB, by IOVA. ``pack`` appends ``used``."""
+
+    offset: int
+    size: int
+    #: The virtqueues whose device areas (packed: descriptors, too) are marked: index, and the
+    #: address at which the device area counts.
+    used: tuple[tuple[int, int], ...] = ()
+
+    _LAYOUT: ClassVar[struct.Struct] = struct.Struct("=QQ")
+    _USED: ClassVar[struct.Struct] = struct.Struct("=I4xQ")
+    SIZE: ClassVar[int] = _LAYOUT.size
+
+    def pack(self) -> bytes:
+        used = b"".join(self._USED.pack(*each) for each in self.used)
+        return self._LAYOUT.pack(self.offset, self.size) + used
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """ValueError where what follows the struct is no row of virtqueues."""
+        if len(data) < cls.SIZE or (len(data) - cls.SIZE) % cls._USED.size:
+            raise ValueError(f"dirty log: {len(data)} bytes")
+        offset, size = cls._LAYOUT.unpack_from(data)
+        used = tuple((index, at) for index, at in cls._USED.iter_unpack(data[cls.SIZE :]))
+        return cls(offset, size, used)

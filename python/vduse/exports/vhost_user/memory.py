@@ -82,6 +82,11 @@ class Memory:
         mapped = self._holds(user)
         return mapped.region.guest + user - mapped.region.user
 
+    @property
+    def end(self) -> int:
+        """The guest physical address behind the last region; 0: there is none."""
+        return max((mapped.region.guest + mapped.size for mapped in self._mapped), default=0)
+
     def read(self, user: int, length: int) -> bytes:
         """Bytes at one of the front end's own addresses, fewer at a region's end. OSError,
         ProtocolError."""

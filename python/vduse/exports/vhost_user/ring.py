@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vduse.bus.driver import PACKED_START, Driver
 from vduse.control.vhost_user import VringAddr
@@ -36,6 +36,16 @@ class Ring:
     def ready(self) -> bool:
         """The device may have it."""
         return self.started and self.enabled and self.addr is not None
+
+    def is_at(self, addr: VringAddr) -> bool:
+        """Whether its areas are where ``addr`` says, whatever that says of logging."""
+        return self.addr is not None and addr == replace(
+            self.addr, logged=addr.logged, log=addr.log
+        )
+
+    def used_bytes(self, *, packed: bool) -> int:
+        """Of the device area (virtio 1.3, sections 2.7.8 and 2.8.14)."""
+        return 4 if packed else 6 + 8 * self.num
 
     def set_kick(self, fd: int) -> None:
         """Takes a dup over what was there; -1: none."""

@@ -27,12 +27,13 @@ from vduse.control.vhost_user import (
     ProtocolFeature,
     Request,
 )
+from vduse.exports.vhost_user.log import Log
 from vduse.exports.vhost_user.memory import MAX_SLOTS, Memory
 from vduse.exports.vhost_user.ring import Ring
 
 log = logging.getLogger(__name__)
 
-#: What is spoken here; INFLIGHT_SHMFD too, where the driver can.
+#: What is spoken here; INFLIGHT_SHMFD and LOG_SHMFD too, where the driver can.
 PROTOCOL_FEATURES: Final = int(
     ProtocolFeature.MQ
     | ProtocolFeature.REPLY_ACK
@@ -72,6 +73,7 @@ class Session:
         self._backend_fd = -1
         #: The front end's record of requests in flight, and its bytes.
         self._inflight: tuple[int, int] | None = None
+        self._log = Log(driver)
         #: Signalled when the config space has changed.
         self.config_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         driver.set_config_call(self.config_fd)
@@ -125,6 +127,7 @@ class Session:
             os.close(self.config_fd)
             self._set_backend_fd(-1)
             self._keep_inflight(None)
+            self._log.close()
 
     def _serve(self, message: Message) -> Reply | None:
         handler = self._HANDLERS.get(message.request)
@@ -136,14 +139,19 @@ class Session:
 
     def _get_features(self, message: Message) -> Reply:
         offered = self._driver.get_features() & ~int(Feature.ACCESS_PLATFORM)
+        if self._log.offered:
+            offered |= vu.F_LOG_ALL
         return Reply(vu.pack_u64(offered | vu.F_PROTOCOL_FEATURES))
 
     def _set_features(self, message: Message) -> None:
         features = vu.unpack_u64(message)
-        if self._live and features != self._features:
+        if features & vu.F_LOG_ALL and not self._log.offered:
+            raise ProtocolError("F_LOG_ALL was not offered")
+        if self._live and (features ^ self._features) & ~vu.F_LOG_ALL:
             raise ProtocolError(f"features {features:#x} while the device runs")
         self._features = features
         if self._live:
+            self._follow_log()
             return
         self._reset_driver()
         # Before that, rings need no SET_VRING_ENABLE.
@@ -157,8 +165,12 @@ class Session:
 
     @property
     def _offered(self) -> int:
-        can_inflight = isinstance(self._driver, InflightDriver)
-        return PROTOCOL_FEATURES | int(ProtocolFeature.INFLIGHT_SHMFD if can_inflight else 0)
+        offered = PROTOCOL_FEATURES
+        if isinstance(self._driver, InflightDriver):
+            offered |= ProtocolFeature.INFLIGHT_SHMFD
+        if self._log.offered:
+            offered |= ProtocolFeature.LOG_SHMFD
+        return offered
 
     def _set_protocol_features(self, message: Message) -> None:
         features = vu.unpack_u64(message)
@@ -215,6 +227,7 @@ class Session:
             self._inflight_driver.set_inflight(*self._inflight)
         for ring in ready:
             ring.hand_over(self._driver, self._memory, packed=self._packed)
+        self._follow_log()
         if self._live:
             # Nothing tells a device that a queue was enabled late, but a kick.
             for ring in ready:
@@ -237,6 +250,7 @@ class Session:
     def _reset_driver(self) -> None:
         self._driver.set_status(0)
         self._live = False
+        self._log.forgotten()
         self._driver.set_config_call(self.config_fd)  # a reset takes it away
 
     def _take_back(self, rings: list[Ring]) -> None:
@@ -278,7 +292,12 @@ class Session:
 
     def _set_vring_addr(self, message: Message) -> None:
         addr = vu.unpack_vring_addr(message)
-        ring = self._stopped_ring(addr.index)
+        ring = self._ring(addr.index)
+        if ring.running and ring.is_at(addr):
+            ring.addr = addr  # logging has begun or ended
+            self._follow_log()
+            return
+        self._stopped_ring(addr.index)
         for user in (addr.descriptors, addr.available, addr.used):
             self._memory.guest(user)
         ring.addr = addr
@@ -337,6 +356,25 @@ class Session:
         if ring.running:
             raise ProtocolError(f"virtqueue {index} runs: GET_VRING_BASE stops it")
         return ring
+
+    # --- dirty log --------------------------------------------------------------------------
+
+    def _set_log_base(self, message: Message) -> Reply:
+        if not self._protocol_features & ProtocolFeature.LOG_SHMFD:
+            raise ProtocolError("LOG_SHMFD was not negotiated")
+        self._log.set_base(message)
+        if self._live:
+            self._follow_log()
+        return Reply(vu.pack_u64(0))
+
+    def _set_log_fd(self, message: Message) -> None:
+        """Where a front end that waits for marks would be told of them: it may be, and is not."""
+        if len(message.fds) != 1:
+            raise ProtocolError(f"{message.name}: {len(message.fds)} fds, expected 1")
+
+    def _follow_log(self) -> None:
+        wanted = bool(self._features & vu.F_LOG_ALL)
+        self._log.follow(self._rings if wanted else None, self._memory, packed=self._packed)
 
     # --- in-flight records ------------------------------------------------------------------
 
@@ -402,6 +440,8 @@ class Session:
         Request.SET_OWNER: _nothing,
         Request.RESET_OWNER: _reset_device,
         Request.SET_MEM_TABLE: _set_mem_table,
+        Request.SET_LOG_BASE: _set_log_base,
+        Request.SET_LOG_FD: _set_log_fd,
         Request.SET_VRING_NUM: _set_vring_num,
         Request.SET_VRING_ADDR: _set_vring_addr,
         Request.SET_VRING_BASE: _set_vring_base,
