@@ -10,11 +10,12 @@ import threading
 from dataclasses import dataclass, replace
 
 from vduse import _native
-from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT
+from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_LOG
 from vduse.control.abi import (
     DevConfig,
     DevRequest,
     DevResponse,
+    DirtyLog,
     IotlbEntry,
     IovaInfo,
     IovaUmem,
@@ -50,6 +51,7 @@ class FakeChannel:
         #: What the next call for a record is answered with.
         self.inflight_error: OSError | None = None
         self.inflight_lost = False
+        self.log: DirtyLog | None = None
 
     # --- the test's side ------------------------------------------------------------------
 
@@ -195,6 +197,10 @@ class FakeChannel:
             os.ftruncate(self._inflight_fd, size)
         return os.dup(self._inflight_fd)
 
+    def log_get_fd(self) -> tuple[DirtyLog, int] | None:
+        assert EXT_LOG in self._extensions
+        return None if self.log is None else (self.log, os.memfd_create("log"))
+
     def clear_inflight(self) -> None:
         assert EXT_INFLIGHT in self._extensions
         assert self._unanswered, "only a reset clears them, before it is answered"
@@ -284,6 +290,9 @@ class FakeDataPath:
         self.acknowledges = True
         self.refuses: int | None = None
         self.invalidated: list[tuple[int, int]] = []
+        #: Offset, bytes and rings of each log that was set, None: taken away.
+        self.logs: list[tuple[int, int, dict[int, int]] | None] = []
+        self.refuses_logs = False
         self.new_callfds: list[int] = []
         self.reset_count = 0
         self.closed = False
@@ -335,6 +344,16 @@ class FakeDataPath:
 
     def invalidate(self, start: int, last: int, timeout: float) -> bool:
         self.invalidated.append((start, last))
+        return self.acknowledges
+
+    def set_log(
+        self, log: tuple[int, int, int] | None, used: dict[int, int], timeout: float
+    ) -> bool:
+        if self.refuses_logs:
+            raise OSError(errno.EINVAL, "no such log")
+        if log is not None:
+            os.fstat(log[0])
+        self.logs.append(None if log is None else (*log[1:], used))
         return self.acknowledges
 
     def reset(self, timeout: float) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.unit.test_channel_packet import open_fds
-from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD
+from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD, EXT_LOG
 from vduse.channel.embedded import EmbeddedChannel, EmbeddedControl, connect, inherited
 from vduse.channel.packet import Answer, Call, PacketError, close_fds, send_packet
 from vduse.channel.server import CallServer
@@ -196,7 +196,7 @@ def test_calls_that_return_an_fd(channel: EmbeddedChannel, script: Script) -> No
     script.replies[ExtCall.VQ_GET_CALLFD] = lambda _p, _f: (0, b"", [null_fd()])
     script.replies[ExtCall.GET_INFLIGHT_FD] = lambda _p, _f: (0, b"", [null_fd()])
     script.replies[ExtCall.VQ_GET_KICKFD] = lambda _p, _f: (0, b"", [null_fd()])
-    assert channel.extensions == {EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD}
+    assert channel.extensions == {EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD, EXT_LOG}
     got, fd = channel.iotlb_get_fd(1, 2)
     assert got == entry
     kick = channel.vq_get_kickfd(5)

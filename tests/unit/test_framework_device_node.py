@@ -12,17 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.unit.node_bench import LIVE, Bench
+from vduse.bus.errors import DeviceRefused
 from vduse.bus.iotlb import Mapping, SharedFile
 from vduse.control.abi import (
     DevRequest,
     DevResponse,
     DevSetConfig,
+    DirtyLog,
     ExtCall,
     Ioctl,
     IotlbEntry,
     IotlbEntryV2,
     IovaInfo,
     UpdateIotlb,
+    UpdateLog,
     VqConfig,
     VqEventfd,
     VqInfo,
@@ -362,6 +365,50 @@ class TestReset:
         bench.agreeing()
         vdpa.reset()
         assert vdpa.get_vq_num_max() == 64
+
+
+class TestDirtyLog:
+    """docs/channel.md, LOG_GET_FD and UPDATE_LOG."""
+
+    LOG = DirtyLog(4096, 64, ((1, 0x3000),))
+
+    def test_a_program_that_never_asked_marks_nothing(self, bench: Bench) -> None:
+        vdpa = bench.attach()
+        assert not vdpa.can_log
+        with pytest.raises(OSError) as caught:
+            vdpa.set_log(self.LOG, 0)
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+    def test_the_program_is_told_and_gets_log_and_file(self, bench: Bench) -> None:
+        vdpa = bench.attach()
+        seen = bench.agreeing()
+        assert bench.node.ioctl(ExtCall.LOG_GET_FD, b"", []) == (-errno.ENOENT, b"", [])
+        assert vdpa.can_log
+        file = os.memfd_create("log")
+        vdpa.set_log(self.LOG, file)
+        answer, fd = bench.fd(ExtCall.LOG_GET_FD, b"")
+        assert DirtyLog.unpack(answer) == self.LOG
+        assert os.path.samestat(os.fstat(fd), os.fstat(file))
+        vdpa.set_log(None, -1)
+        assert [request.message for request in seen] == [UpdateLog(), UpdateLog()]
+        assert bench.node.ioctl(ExtCall.LOG_GET_FD, b"", [])[0] == -errno.ENOENT
+        vdpa.set_log(self.LOG, file)
+        vdpa.reset()
+        assert bench.node.ioctl(ExtCall.LOG_GET_FD, b"", [])[0] == -errno.ENOENT
+        os.close(file)
+        os.close(fd)
+
+    def test_a_log_that_the_program_refuses_leaves_the_one_before(self, bench: Bench) -> None:
+        vdpa = bench.attach()
+        bench.node.ioctl(ExtCall.LOG_GET_FD, b"", [])
+        file = os.memfd_create("log")
+        bench.agreeing()
+        vdpa.set_log(self.LOG, file)
+        bench.answering(lambda request: DevResponse(request.request_id, 1))
+        with pytest.raises(DeviceRefused):
+            vdpa.set_log(DirtyLog(0, 1), file)
+        assert DirtyLog.unpack(bench.ok(ExtCall.LOG_GET_FD)) == self.LOG
+        os.close(file)
 
 
 def test_unknown_ioctl_is_enotty(bench: Bench) -> None:

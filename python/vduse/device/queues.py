@@ -41,6 +41,8 @@ class Queues:
         #: What the framework said where the queue starts, by queue that was started.
         self._given: dict[int, bytes] = {}
         self._stopped: dict[int, tuple[int, ...]] = {}
+        #: There was a dirty log.
+        self._has_log = False
         self.kickfds = [
             os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self._spec.queue_sizes
         ]
@@ -166,8 +168,9 @@ class Queues:
             return True
         found = self._channel.log_get_fd()
         if found is None:
-            return self._data_path.set_log(None, {}, timeout)
+            return not self._has_log or self._data_path.set_log(None, {}, timeout)
         log, fd = found
+        self._has_log = True
         try:
             return self._data_path.set_log((fd, log.offset, log.size), dict(log.used), timeout)
         finally:

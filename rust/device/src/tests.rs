@@ -3,6 +3,7 @@
 mod chains;
 mod hot;
 mod irqs;
+mod log;
 mod panics;
 mod races;
 mod stacked;

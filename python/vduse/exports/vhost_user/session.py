@@ -167,9 +167,9 @@ class Session:
     def _offered(self) -> int:
         offered = PROTOCOL_FEATURES
         if isinstance(self._driver, InflightDriver):
-            offered |= ProtocolFeature.INFLIGHT_SHMFD
+            offered |= int(ProtocolFeature.INFLIGHT_SHMFD)
         if self._log.offered:
-            offered |= ProtocolFeature.LOG_SHMFD
+            offered |= int(ProtocolFeature.LOG_SHMFD)
         return offered
 
     def _set_protocol_features(self, message: Message) -> None:

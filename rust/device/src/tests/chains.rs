@@ -185,3 +185,20 @@ fn a_handler_that_panics_ends_its_device_alone() {
     good.send(1, 4).complete(0).unwrap();
     assert_eq!(good.used(), (1, 0));
 }
+
+#[test]
+fn all_that_a_holder_may_have_written_is_marked_in_the_dirty_log() {
+    let pool = pool();
+    for packed in [false, true] {
+        let mut chains = Chains::new(&pool, packed);
+        let chain = chains.send(1, 4);
+        let log = log::Log::new();
+        let path = &chains.rig.path;
+        assert!(path.set_log(Some(log.map(log::BYTES)), LONG));
+        let written = (BUFFERS + SLOT + 0x1000) / 4096;
+        assert!(!log.take().contains(&written), "it is the holder's");
+        chain.complete(0).unwrap();
+        chains.used();
+        assert!(log.take().contains(&written));
+    }
+}

@@ -7,7 +7,8 @@ use crate::bits::Bits;
 use crate::inflight::{OpenPacked, PackedRecord};
 use crate::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc};
 use crate::packed::{
-    DESC_ADDR, DESC_BYTES, DESC_FLAGS, DESC_ID, DESC_LEN, Position, disable_events, enable_events, wants_event,
+    DESC_ADDR, DESC_BYTES, DESC_FLAGS, DESC_ID, DESC_LEN, Position, disable_events, enable_events,
+    wants_event,
 };
 use crate::shared::Shared;
 use crate::{Layout, LayoutError, QueueState};

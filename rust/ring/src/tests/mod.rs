@@ -6,6 +6,7 @@ mod inflight;
 mod loopback;
 mod malformed_packed;
 mod malformed_split;
+mod marks;
 mod oracle;
 mod stress;
 mod used;
