@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,7 @@ class Guest:
                 found = int(self.ring.take_used_of(lambda id: lengths[id]) is not None)
             used += found
             if not found:
+                assert select.select([self.call], [], [], 60)[0], "nothing came"
                 os.eventfd_read(self.call)
 
     def close(self) -> None:
@@ -144,12 +146,12 @@ def packed(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[BlkStack]:
+def stack(tmp_path: Path, packed: bool) -> Iterator[BlkStack]:
     """A disk of random bytes, its device in a process of its own."""
     image = tmp_path / "disk"
     image.write_bytes(random.Random(1).randbytes(DISK))
     with blk_stack(
-        backend=str(image), queue_size=SIZE, driver="vhost_vdpa", where="child"
+        backend=str(image), queue_size=SIZE, packed=packed, driver="vhost_vdpa", where="child"
     ) as stack:
         yield stack
 
