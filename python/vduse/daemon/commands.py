@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vduse.control.units import parse_size
+from vduse.daemon.bench.commands import BENCH
 from vduse.daemon.dev.commands import DEV
 from vduse.daemon.table import (
     Command,
@@ -247,6 +248,7 @@ TABLE: tuple[Command[Any, Any] | Group, ...] = (
         run=_demo,
         show=_show_demo,
     ),
+    BENCH,
     DEV,
     Command(
         name="doctor",

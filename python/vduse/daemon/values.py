@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from vduse.control.spelling import did_you_mean
-from vduse.control.units import parse_number
+from vduse.control.units import parse_duration, parse_number
 
 #: The drivers of a vDPA bus, the kernel's and ours.
 DRIVERS = ("virtio_vdpa", "vhost_vdpa")
@@ -49,6 +49,21 @@ def one_of(*words: str) -> Callable[[str], str]:
             known = ", ".join(words)
             raise ValueError(f"'{text}' is none of {known}{did_you_mean(text, words)}")
         return text
+
+    return parse
+
+
+def seconds(low: float, high: float) -> Callable[[str], float]:
+    """From ``low`` to ``high``, in decimals or as a time with a unit."""
+
+    def parse(text: str) -> float:
+        try:
+            found = parse_duration(text if text.rstrip()[-1:].isalpha() else f"{text}s")
+        except ValueError:
+            found = -1.0
+        if not low <= found <= high:
+            raise ValueError(f"'{text}' is not a time from {low:g} to {high:g} seconds")
+        return found
 
     return parse
 

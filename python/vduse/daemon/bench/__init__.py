@@ -1,0 +1,1 @@
+"""`vduse bench`: a load on the disk behind a vhost-user socket, ours or another's."""

@@ -1,0 +1,115 @@
+"""A vhost-user connection seen from between: the crate that drives the device keeps its socket to
+itself, and neither gives up waiting for a reply nor notices that the server has gone. So it
+connects to a socket of ours; what it and the server say to each other passes here. Requests do
+not: they go by shared memory and eventfds.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import struct
+import threading
+from contextlib import suppress
+from tempfile import TemporaryDirectory
+
+from vduse.testing.closing import Closing
+
+#: Most fds of one message: a memory table's.
+_MAX_FDS = 8
+_PIECE = 1 << 16
+#: Seconds that a server may take to read a message of a few bytes.
+_PATIENCE = 10.0
+
+
+class Relay(Closing):
+    """Connected to a server, for one front end at :attr:`path`."""
+
+    def __init__(self, server: str) -> None:
+        """OSError: it cannot be connected to."""
+        self._server = socket.socket(socket.AF_UNIX)
+        try:
+            self._server.settimeout(_PATIENCE)
+            self._server.connect(server)
+            #: The process that made the server's socket listen; None: not one of this namespace.
+            self.pid: int | None = _peer(self._server) or None
+            self._folder = TemporaryDirectory(prefix="vduse-bench-")
+        except BaseException:
+            self._server.close()
+            raise
+        #: Where the front end connects to.
+        self.path = os.path.join(self._folder.name, "vhost-user.sock")
+        self._gone = False
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen(1)
+        self._stop, self._stopped = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="vduse-relay", daemon=True)
+        self._thread.start()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the server has closed the connection."""
+        return self._gone
+
+    def close(self) -> None:
+        """Ends the connection, on both sides. Idempotent."""
+        self._stop.close()
+        self._thread.join()
+        self._stopped.close()
+        self._folder.cleanup()
+
+    # --- the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        with self._server, self._listener:
+            if not self._ready(self._listener):
+                return
+            front_end, _ = self._listener.accept()
+            with front_end, suppress(OSError):
+                self._pass_on(front_end)
+
+    def _pass_on(self, front_end: socket.socket) -> None:
+        front_end.settimeout(_PATIENCE)
+        while ready := self._ready(front_end, self._server):
+            # What it said before it went is passed on first.
+            if self._server in ready and not _moved(self._server, front_end):
+                self._gone = True
+                return
+            if front_end in ready and not _moved(front_end, self._server):
+                return
+
+    def _ready(self, *sockets: socket.socket) -> set[object]:
+        """Those that can be read; none: it is to end."""
+        with selectors.DefaultSelector() as selector:
+            for each in (*sockets, self._stopped):
+                selector.register(each, selectors.EVENT_READ)
+            ready: set[object] = {key.fileobj for key, _ in selector.select()}
+        return set() if self._stopped in ready else ready
+
+
+def _moved(source: socket.socket, to: socket.socket) -> bool:
+    """Passes on what has arrived; false: nothing will any more."""
+    try:
+        data, fds, _, _ = socket.recv_fds(source, _PIECE, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return False
+    if not data:
+        return False
+    try:
+        sent = socket.send_fds(to, [data], fds)
+        to.sendall(data[sent:])
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return True
+
+
+def _peer(connection: socket.socket) -> int:
+    """The pid that SO_PEERCRED names."""
+    credentials = connection.getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+    )
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
