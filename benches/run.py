@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.box import SIMPLE
+from rich.box import MARKDOWN, SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -31,11 +31,13 @@ import nbd
 import per_request
 import python_backends
 import throttle
-import vhost_user
-import vhost_user_servers
+import vhost_user_tables
 
 Step = Callable[[str], None]
 Figures = list[dict[str, object]]
+
+#: Columns of a table to paste: no row is broken.
+_WIDE = 1000
 
 
 def _requests(quick: bool, step: Step) -> tuple[Table, Figures]:
@@ -208,46 +210,7 @@ def _kernel(quick: bool, step: Step) -> tuple[Table, Figures]:
     return table, [asdict(row) for row in rows]
 
 
-def _vhost_user(quick: bool, step: Step) -> tuple[Table, Figures]:
-    peer = vhost_user_servers.qemu_version()
-    table = Table(
-        title=f"4 KiB requests over vhost-user, ours beside {peer}",
-        box=SIMPLE,
-        collapse_padding=True,
-        title_justify="left",
-    )
-    for name in ("disk", "op", "client"):
-        table.add_column(name, no_wrap=True)
-    for name in ("depth", "vqs", "kIOPS", "QEMU", "ratio", "promised", "CPU ns", "QEMU"):
-        table.add_column(name, justify="right")
-    for name in ("ratio", "promised", "calls", "QEMU", "client's", "QEMU"):
-        table.add_column(name, justify="right")
-    rows = []
-    for row in vhost_user.measure(0.05 if quick else 1.0, 1 if quick else 5, step):
-        rows.append(row)
-        table.add_row(
-            row.disk,
-            row.op,
-            row.client,
-            str(row.depth),
-            str(row.queues),
-            f"{row.iops / 1e3:,.1f}",
-            f"{row.qemu_iops / 1e3:,.1f}",
-            f"{row.ratio:.2f}",
-            "" if row.target is None else f"{row.target:.2f}",
-            f"{row.cpu_ns:,.0f}",
-            f"{row.qemu_cpu_ns:,.0f}",
-            f"{row.cpu_ratio:.2f}",
-            "" if row.cpu_target is None else f"{row.cpu_target:.2f}",
-            "-" if row.syscalls is None else f"{row.syscalls:.2f}",
-            "-" if row.qemu_syscalls is None else f"{row.qemu_syscalls:.2f}",
-            f"{row.client_ns:,.0f}",
-            f"{row.qemu_client_ns:,.0f}",
-        )
-    return table, [asdict(row) for row in rows]
-
-
-FIGURES = {
+FIGURES: dict[str, Callable[[bool, Step], tuple[Table | list[Table], object]]] = {
     "requests": _requests,
     "copies": _copies,
     "idle": _idle,
@@ -255,7 +218,7 @@ FIGURES = {
     "throttle": _throttle,
     "python": _python,
     "kernel": _kernel,
-    "vhost-user": _vhost_user,
+    "vhost-user": vhost_user_tables.measure,
 }
 
 
@@ -281,16 +244,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, usage="run.py [options] [FIGURE...]")
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--markdown", action="store_true", help="tables to paste into a page")
     parser.add_argument("--quick", action="store_true", help="seconds, and rough")
     args = parser.parse_args()
     if unknown := set(args.figures) - set(FIGURES):
         parser.error(f"unknown figures: {', '.join(sorted(unknown))}")
-    console = Console()
+    console = Console(width=_WIDE) if args.markdown else Console()
     found: dict[str, object] = {"machine": machine()}
     for name in args.figures or FIGURES:
         with console.status(name) as status:
-            table, found[name] = FIGURES[name](args.quick, status.update)
-        console.print(table)
+            tables, found[name] = FIGURES[name](args.quick, status.update)
+        for table in tables if isinstance(tables, list) else [tables]:
+            if args.markdown:
+                table.box = MARKDOWN
+            console.print(table)
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n")
         console.print(f"written to {args.json}")

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -85,14 +85,17 @@ def direct_file(path: str, aio: str) -> Disk:
 
 
 @contextmanager
-def ours(disk: Disk, queues: int = 1) -> Iterator[VhostUserChild]:
-    """`vduse blk`, as far as it is there."""
+def ours(
+    disk: Disk, queues: int = 1, env: Mapping[str, str] | None = None
+) -> Iterator[VhostUserChild]:
+    """`vduse blk`; ``env`` is added to its environment."""
     with TemporaryDirectory(prefix="vduse-bench-") as folder:
         path = os.path.join(folder, "vhost-user.sock")
-        command = [sys.executable, str(Path(__file__).with_name("vhost_user_child.py")), path]
-        command += [str(queues), *disk.ours]
-        with _child(command, stdout=subprocess.PIPE) as process:
+        command = [sys.executable, "-m", "vduse.daemon", "blk", "--json", "--vhost-user", path]
+        command += ["--queues", f"{queues}", *disk.ours]
+        with _child(command, stdout=subprocess.PIPE, env=env) as process:
             assert process.stdout is not None
+            # Its first fact is where it can be reached.
             if not process.stdout.readline():
                 raise ChildProcessError(f"{' '.join(command)}: ended with {process.wait()}")
             yield VhostUserChild(path, process)
@@ -137,9 +140,14 @@ def qemu_version() -> str:
 
 @contextmanager
 def _child(
-    command: Sequence[str], stdout: int | None = None, pass_fds: Sequence[int] = ()
+    command: Sequence[str],
+    stdout: int | None = None,
+    pass_fds: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(command, stdout=stdout, pass_fds=pass_fds, text=True)
+    process = subprocess.Popen(
+        command, stdout=stdout, pass_fds=pass_fds, env={**os.environ, **(env or {})}, text=True
+    )
     try:
         yield process
     finally:

@@ -18,14 +18,13 @@ from tests.kernel.vm import programs
 from tests.rules.tree import ROOT
 
 
-def figures(part: str, folder: Path) -> list[dict[str, Any]]:
+def figures(part: str, folder: Path) -> Any:
     """What ``benches/run.py`` measures when in a hurry."""
     report = folder / "figures.json"
     command = [sys.executable, "benches/run.py", part, "--quick", "--json", str(report)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found: list[dict[str, Any]] = json.loads(report.read_text())[part]
-    return found
+    return json.loads(report.read_text())[part]
 
 
 @pytest.mark.needs("fio", "nbdkit", "qemu-nbd")
@@ -50,6 +49,33 @@ def test_disks_in_python_are_compared_with_other_disks(tmp_path: Path) -> None:
     found = [(row["what"], row["against"], row["op"]) for row in rows]
     assert found == [(*pair, op) for op in ("randread", "randwrite") for pair in pairs]
     assert all(row["iops"] > 0 and row["against_iops"] > 0 for row in rows)
+
+
+@pytest.mark.needs("fio", "nbdkit-python", "qemu-storage-daemon")
+def test_vhost_user_is_compared_with_qemus_daemon(tmp_path: Path) -> None:
+    found = figures("vhost-user", tmp_path)
+    compared = [
+        (row["disk"], row["depth"], row["queues"], row["client"]) for row in found["compared"]
+    ]
+    assert compared[::2] == compared[1::2]  # reads and writes
+    assert compared[::2] == [
+        *(("null", depth, 1, "sleeping") for depth in (1, 32, 128)),
+        *(("null", depth, 1, "polling") for depth in (1, 32)),
+        *(("null", 32, queues, "sleeping") for queues in (2, 4, 8)),
+        ("file on tmpfs", 32, 1, "sleeping"),
+        ("file, O_DIRECT", 32, 1, "sleeping"),
+    ]
+    assert all(
+        row[figure] > 0
+        for row in found["compared"]
+        for figure in ("iops", "qemu_iops", "cpu_ns", "qemu_cpu_ns", "client_ns")
+    )
+    assert [row["op"] for row in found["copies"]] == ["read", "write"]
+    assert [(row["what"], row["op"]) for row in found["python"]] == [
+        (what, op) for op in ("randread", "randwrite") for what in ("RAM disk", "does nothing")
+    ]
+    [idle] = found["idle"]
+    assert idle["devices"] > idle["busy"] and idle["busy_iops"] > 0 and idle["pss"] > 0
 
 
 @pytest.mark.long
