@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -35,7 +36,9 @@ def pair() -> Iterator[Pair]:
 
 
 def open_fds() -> set[str]:
-    """Fds of this process that stay open while one looks."""
+    """Fds of this process that stay open while one looks, without those that earlier tests have
+    left to the garbage collector."""
+    gc.collect()
     return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
 
 
