@@ -48,8 +48,12 @@ def _process_state() -> dict[str, object]:
         "vduse's logger": (package.level, package.propagate, package.disabled, *package.handlers),
         "logging": (logging.root.level, logging.root.manager.disable),
         "the working directory": os.getcwd(),
-        **{f"signal {number}": signal.getsignal(number) for number in signal.valid_signals()},
+        **{f"signal {number}": signal.getsignal(number) for number in _SIGNALS},
     }
+
+
+#: SIGALRM is pytest-timeout's, which lets go of it where a test fails.
+_SIGNALS = signal.valid_signals() - {signal.SIGALRM}
 
 
 @pytest.fixture(autouse=True)

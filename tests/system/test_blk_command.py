@@ -43,12 +43,17 @@ class Command:
     """``vduse blk`` in a folder, running."""
 
     def __init__(
-        self, folder: Path, *arguments: str, stdin: int | None = None, stdout: int = subprocess.PIPE
+        self,
+        folder: Path,
+        *arguments: str,
+        door: str = "--nbd",
+        stdin: int | None = None,
+        stdout: int = subprocess.PIPE,
     ) -> None:
         self.folder = folder
         self.socket = folder / "disk.sock"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vduse.daemon", "blk", "--nbd", "disk.sock", *arguments],
+            [sys.executable, "-m", "vduse.daemon", "blk", door, "disk.sock", *arguments],
             cwd=folder,
             stdin=stdin,
             stdout=stdout,
@@ -100,8 +105,8 @@ def run(program: str, *arguments: str, check: bool = True) -> str:
 
 
 @contextmanager
-def command(folder: Path, *arguments: str) -> Iterator[Command]:
-    started = Command(folder, *arguments)
+def command(folder: Path, *arguments: str, door: str = "--nbd") -> Iterator[Command]:
+    started = Command(folder, *arguments, door=door)
     try:
         yield started
     finally:

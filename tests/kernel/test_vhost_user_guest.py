@@ -1,0 +1,153 @@
+"""A Linux guest in QEMU on disks of `vduse blk --vhost-user`: split and packed virtqueues, four of
+them; the one's socket is ours, the other's QEMU's. One boot for all of it: verified requests while
+the whole program is killed and started again, file systems, discards, a disk that grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.fetch import BedError, kernel
+from tests.kernel.vhost_user import vhost_user_disk
+from tests.kernel.vm import VM, Machine, programs
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.needs("fio", "mke2fs", "e2fsck", "fstrim"),
+]
+
+MIB = 1 << 20
+QUEUES = 4
+KILLS = 3
+
+#: Lines on fd 3 are for the test here. fio writes all of both disks in random order and reads them
+#: back; a line each time some more requests are done, for as long as it runs.
+_GUEST = f"""
+set -e
+modprobe -a virtio_blk ext4
+test -e /sys/block/vda/mq/{QUEUES - 1} -a -e /sys/block/vdb/mq/{QUEUES - 1}
+
+fio --ioengine=libaio --direct=1 --iodepth=32 --bs=4k --rw=randwrite --verify=crc32c \\
+    --verify_fatal=1 --verify_state_save=0 --name=vda --filename=/dev/vda \\
+    --name=vdb --filename=/dev/vdb & fio=$!
+last=0
+while kill -0 $fio 2>/dev/null; do
+    set -- $(cat /sys/block/vda/stat /sys/block/vdb/stat)
+    if [ $(($1 + $5 + ${{18}} + ${{22}} - last)) -ge 2000 ]; then
+        last=$(($1 + $5 + ${{18}} + ${{22}}))
+        echo more >&3
+    fi
+    sleep 0.05
+done
+wait $fio
+
+for disk in vda vdb; do
+    mke2fs -qt ext4 /dev/$disk
+    mkdir /run/$disk
+    mount /dev/$disk /run/$disk
+    seq 500000 >/run/$disk/file
+    sync
+    fstrim -v /run/$disk
+    umount /run/$disk
+    mount /dev/$disk /run/$disk
+    seq 500000 | cmp - /run/$disk/file
+done
+
+before=$(cat /sys/block/vda/size)
+echo grow >&3
+while [ $(cat /sys/block/vda/size) = $before ]; do sleep 0.05; done
+resize2fs /dev/vda
+echo size $(cat /sys/block/vda/size) >&3
+umount /run/vda /run/vdb
+e2fsck -fn /dev/vda
+e2fsck -fn /dev/vdb
+"""
+
+
+class Daemon:
+    """`vduse blk IMAGE --vhost-user SOCKET`, started as often as it takes."""
+
+    def __init__(self, folder: Path, name: str, size: int, *options: str) -> None:
+        self.image, self.socket = folder / f"{name}.img", folder / f"{name}.sock"
+        self.image.touch()
+        os.truncate(self.image, size)
+        self._line = [sys.executable, "-m", "vduse.daemon", "blk", str(self.image), "--json"]
+        self._line += ["--queues", str(QUEUES), "--vhost-user", str(self.socket), *options]
+        self.start()
+
+    def start(self) -> None:
+        """Until it serves."""
+        self._process = subprocess.Popen(self._line, stdout=subprocess.PIPE, text=True)
+        assert self.fact()["event"] == "serving"
+
+    def fact(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        fact: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return fact
+
+    def kill(self) -> None:
+        """SIGKILL: what it had in flight stays in flight."""
+        self._process.kill()
+        self._process.communicate()
+
+    def end(self) -> dict[str, Any]:
+        """In order; the last fact."""
+        self._process.send_signal(signal.SIGTERM)
+        out, _ = self._process.communicate(timeout=60)
+        assert self._process.returncode == 0
+        last: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return last
+
+
+@contextmanager
+def running(*daemons: Daemon) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for daemon in daemons:
+            daemon.kill()
+
+
+def test_split_and_packed_disks_of_a_guest(tmp_path: Path) -> None:
+    try:
+        programs()
+        linux = kernel("6.12")
+    except BedError as why:
+        pytest.skip(str(why))
+    split = Daemon(tmp_path, "split", 32 * MIB)
+    packed = Daemon(tmp_path, "packed", 24 * MIB, "--packed", "--vhost-user-connect")
+    disks = (
+        *vhost_user_disk(split.socket, name="split", queues=QUEUES),
+        *vhost_user_disk(packed.socket, name="packed", queues=QUEUES, packed=True, listens=True),
+    )
+    machine = Machine(cpus=QUEUES, memory=1024, shared=True, qemu=disks)
+    output = BytesIO()
+    with running(split, packed), VM(linux, _GUEST, machine=machine, output=output) as vm:
+        lines = vm.lines(300)
+        kills = 0
+        for line in lines:
+            if line == "more" and kills < KILLS:
+                kills += 1
+                for daemon in (split, packed):
+                    daemon.kill()
+                    daemon.start()
+            elif line == "grow":
+                os.truncate(split.image, 64 * MIB)
+            elif line.startswith("size"):
+                assert line == f"size {64 * MIB // 512}"
+        text = output.getvalue().decode(errors="replace")
+        assert vm.status == 0, f"{text}\n{vm.console()}"
+        assert kills == KILLS
+        assert text.count("bytes) trimmed") == 2
+        for daemon in (split, packed):
+            assert daemon.end()["statistics"]["devices"]["disk0"]["errors"] == 0
