@@ -22,7 +22,7 @@ from tests.kernel.vhost_user import vhost_user_disk
 from tests.kernel.vm import VM, Machine, programs
 
 pytestmark = [
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.needs("fio", "mke2fs", "e2fsck", "fstrim"),
 ]
 

@@ -91,6 +91,12 @@ class RawVm(Closing):
             self._ring.offer(head)
         os.eventfd_write(self._kick, 1)
 
+    def offer_nonsense(self) -> None:
+        """A descriptor that there is not, in a split ring."""
+        assert isinstance(self._ring, SplitRing)
+        self._ring.offer(999)
+        os.eventfd_write(self._kick, 1)
+
     def used(self, count: int) -> list[int]:
         """Numbers of the next ``count`` requests that are used, in order; waits for them. All of
         them succeeded."""

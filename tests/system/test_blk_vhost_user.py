@@ -69,7 +69,6 @@ def test_facts_as_lines_of_json(tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     [ended] = map(json.loads, out.splitlines())
     assert (ended["event"], ended["reason"], ended["broken"]) == ("ended", "SIGTERM", False)
-    assert ended["statistics"]["exports"] == {"disk.sock": {"connections": 1, "connected": 0}}
     assert not blk.socket.exists()
 
 
@@ -202,6 +201,22 @@ def test_a_resize_reaches_the_vm(tmp_path: Path, image: Path) -> None:
         assert capacity(front_end) == 2 * SIZE
         vm.submit(0, T_OUT, SIZE // SECTOR, b"behind the former end".ljust(SECTOR))
         assert vm.used(1) == [0]
+        assert blk.end()[0] == 0
+
+
+def test_what_a_vm_gets_wrong_ends_neither_the_program_nor_the_next_vm(tmp_path: Path) -> None:
+    with command(tmp_path, "memory", "--size", "1M", "--json", door=DOOR) as blk:
+        blk.facts()
+        with RawVm(packed=False) as vm:
+            vm.connect(blk.socket)
+            vm.offer_nonsense()
+            assert blk.process.stderr is not None
+            said = blk.process.stderr.readline()
+            assert "malformed virtqueue: descriptor index 999 is out of range" in said
+        with RawVm(packed=False) as vm:
+            vm.connect(blk.socket)
+            vm.submit(0, T_FLUSH, 0)
+            assert vm.used(1) == [0]
         assert blk.end()[0] == 0
 
 

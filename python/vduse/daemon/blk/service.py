@@ -73,7 +73,9 @@ class Service:
 
     def broken(self) -> str | None:
         """Why nothing is served any more; None while it is."""
-        return self._device.ended or self._device.fault
+        # A VM's mistake is the VM's: it resets the device, or another VM does.
+        is_ours = self._reach.driver == "virtio_vdpa"
+        return self._device.ended or (self._device.fault if is_ours else None)
 
     def users(self) -> tuple[str, ...]:
         """Who has to let go of the disk before :meth:`close`, for people to read."""
