@@ -41,6 +41,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(reason)
 
 
+#: pytest-timeout's own is SIGALRM: it goes when a test has failed.
+_SIGNALS = signal.valid_signals() - {signal.SIGALRM}
+
+
 def _process_state() -> dict[str, object]:
     """What tests in one process share, and what another test would not expect changed."""
     package = logging.getLogger("vduse")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 
 import pytest
 
@@ -49,11 +50,20 @@ def test_a_span_beyond_the_disk_is_refused() -> None:
         run_ours(stack.native, Spec(requests=1, span=16 << 20))
 
 
-def test_an_interrupt_ends_the_load() -> None:
+def test_an_interrupt_ends_the_load(request: pytest.FixtureRequest) -> None:
+    # Whoever runs the tests in the background may have it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with blk_stack(backend="null") as stack:
-        timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
-        timer.start()
+
+        def interrupt() -> None:
+            while stack.native.stats()["requests"] == 0:
+                time.sleep(0.001)
+            signal.raise_signal(signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
         with pytest.raises(KeyboardInterrupt):
+            thread.start()
             run_ours(stack.native, Spec(seconds=60))
-        timer.join()
+        thread.join()
         assert run_ours(stack.native, Spec(requests=10)).errors == 0
