@@ -11,8 +11,8 @@ from statistics import median
 
 from syscalls import counted
 from vhost_user_servers import (
+    CACHE,
     NULL,
-    ROOT,
     SERVERS,
     Disk,
     VhostUserChild,
@@ -107,7 +107,7 @@ def _disk(name: str, stack: ExitStack) -> Disk:
     if name == "file on tmpfs":
         return cached_file(stack.enter_context(image("/dev/shm")))
     if name == "file, O_DIRECT":
-        return direct_file(stack.enter_context(image(str(ROOT))), "io_uring")
+        return direct_file(stack.enter_context(image(str(CACHE))), "io_uring")
     return NULL
 
 
@@ -133,7 +133,9 @@ def _compare(
         found: list[dict[str, Load]] = []
         for number in range(rounds):
             step(f"{what}: round {number + 1} of {rounds}")
-            found.append({name: _load(*side, spec) for name, side in sides.items()})
+            # Who begins changes.
+            turns = list(sides.items())[:: -1 if number % 2 else 1]
+            found.append({name: _load(*side, spec) for name, side in turns})
         step(f"{what}: counting system calls")
         calls = {name: _calls(*side, spec) for name, side in sides.items()}
         ours = [of_round["vduse"] for of_round in found]

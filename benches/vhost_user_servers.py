@@ -22,6 +22,8 @@ sys.path.insert(0, str(ROOT))
 from tests.kernel.fetch import BedError  # noqa: E402 - from the checkout
 from tests.kernel.qemu import Qemu, newest_qemu  # noqa: E402 - from the checkout
 
+#: Where an image is on the checkout's disk.
+CACHE = ROOT / ".cache"
 #: Bytes of every disk.
 SIZE = 256 << 20
 #: Seconds a server has to end by itself once told to.
@@ -63,6 +65,7 @@ NULL = Disk(("null", "--size", f"{SIZE}"), f"driver=null-co,size={SIZE},read-zer
 @contextmanager
 def image(folder: str) -> Iterator[str]:
     """A full image of ``SIZE`` bytes, on the disk when this returns."""
+    os.makedirs(folder, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix="vduse-bench-") as place:
         path = os.path.join(place, "disk.img")
         piece = os.urandom(1 << 20)

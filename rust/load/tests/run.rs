@@ -3,8 +3,8 @@
 use rustix::io::Errno;
 use std::time::Duration;
 use vduse_load::{
-    Buffers, Direction, Done, Engine, EngineError, LoadError, Op, Pattern, Spec, SpecError, Stop,
-    run,
+    Buffers, Direction, Done, Engine, EngineError, LoadError, Op, Pattern, Phase, Spec, SpecError,
+    Stop, run,
 };
 
 const BLOCK: u32 = 1024;
@@ -22,6 +22,7 @@ struct FakeDisk {
     /// Requests at this offset fail.
     bad: Option<u64>,
     writes: usize,
+    waits: usize,
     most_in_flight: usize,
 }
 
@@ -36,6 +37,7 @@ impl FakeDisk {
             lose: None,
             bad: None,
             writes: 0,
+            waits: 0,
             most_in_flight: 0,
         }
     }
@@ -105,6 +107,7 @@ impl Engine for FakeDisk {
     }
 
     fn wait(&mut self, _timeout: Duration) -> Result<(), EngineError> {
+        self.waits += 1;
         Ok(())
     }
 }
@@ -223,6 +226,53 @@ fn the_caller_can_interrupt_a_device_that_hangs() {
 }
 
 #[test]
+fn a_device_that_hangs_is_given_up_after_a_while() {
+    for poll in [false, true] {
+        let mut disk = FakeDisk::new(8);
+        disk.at_once = 0;
+        let mut spec = spec(Op::Read, 10);
+        spec.poll = poll;
+        spec.patience = Some(Duration::ZERO);
+        let error = run(&mut disk, &spec, &mut |_| false).unwrap_err();
+        assert!(
+            matches!(error, LoadError::Stalled { in_flight: 8, .. }),
+            "{error}"
+        );
+        assert_eq!(disk.waits == 0, poll);
+    }
+}
+
+#[test]
+fn a_mix_has_the_share_of_reads_asked_for() {
+    let writes = |reads| {
+        let mut disk = FakeDisk::new(8);
+        let mut spec = spec(Op::Mixed, 1000);
+        spec.verify = false;
+        spec.reads = reads;
+        run(&mut disk, &spec, &mut |_| false).unwrap();
+        disk.writes
+    };
+    assert_eq!((writes(100), writes(0)), (0, 1000));
+    assert!((200..400).contains(&writes(70)), "{}", writes(70));
+}
+
+#[test]
+fn the_caller_hears_what_is_being_done() {
+    let mut disk = FakeDisk::new(8);
+    let mut spec = spec(Op::RandRead, 0);
+    spec.stop = Stop::After(Duration::from_millis(300));
+    let mut heard = Vec::new();
+    let report = run(&mut disk, &spec, &mut |progress| {
+        heard.push(progress);
+        false
+    });
+    assert!(heard.iter().all(|at| at.blocks == BLOCKS));
+    let last = heard.last().unwrap();
+    assert_eq!(last.phase, Phase::Load);
+    assert!(last.requests <= report.unwrap().requests);
+}
+
+#[test]
 fn loads_that_cannot_be_made() {
     let capacity = BLOCKS * u64::from(BLOCK);
     let with = |change: fn(&mut Spec)| {
@@ -237,6 +287,7 @@ fn loads_that_cannot_be_made() {
         Err(SpecError::BlockSize(1000))
     );
     assert_eq!(with(|s| s.depth = 0), Err(SpecError::Depth(0)));
+    assert_eq!(with(|s| s.reads = 101), Err(SpecError::Reads(101)));
     assert_eq!(
         with(|s| s.span = Some(512)),
         Err(SpecError::Span {
