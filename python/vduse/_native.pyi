@@ -42,6 +42,7 @@ __all__ = [
     "layer_throttle",
     "load_ours",
     "load_virtio_drivers",
+    "vhost_frontend",
 ]
 
 # --- channel -----------------------------------------------------------------------------
@@ -343,6 +344,16 @@ def load_virtio_drivers(device: Any, spec: dict[str, Any]) -> dict[str, Any]:
 def entropy_virtio_drivers(device: Any, length: int, part: int) -> bytes:
     """``length`` bytes of an entropy device, asked for ``part`` bytes at a time by crate
     ``virtio-drivers``, through the domain of a vDPA device. Spins meanwhile."""
+
+def vhost_frontend(path: str, change: Callable[[], object]) -> dict[str, Any]:
+    """Talks to the vhost-user block device at ``path`` by crate ``vhost``, rust-vmm's front end:
+    every message that it speaks, and one request on each virtqueue, twice over with a reset
+    between. ``change`` makes the device change its config space, and is called once a round.
+
+    What was answered: features, protocol_features, queues, memory_slots, config (36 bytes),
+    inflight (bytes of the records), config_changes, serials (of each virtqueue and round) and
+    bases (the same). RuntimeError: the crate does not take a reply for what it should be;
+    whatever ``change`` raises."""
 
 def copy_baseline(
     block_size: int, depth: int, requests: int, write: bool, others: int

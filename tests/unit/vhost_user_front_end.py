@@ -44,6 +44,9 @@ class RecordedDriver:
     def get_vqs_count(self) -> int:
         return 4
 
+    def get_vring_num_max(self) -> int:
+        return 256
+
     def get_config_size(self) -> int:
         return 10
 

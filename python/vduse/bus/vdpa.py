@@ -139,4 +139,4 @@ def reset_quietly(vdpa: VdpaDevice) -> None:
     try:
         vdpa.reset()
     except VdpaError as error:
-        log.warning("%s: reset: %s", vdpa.name, error)
+        log.warning("%s: reset: %s", vdpa.name, str(error))

@@ -317,7 +317,7 @@ class VhostVdpaFile:
         try:
             self._publish()
         except OSError as error:
-            log.warning("%s: IOTLB update: %s", self._vdpa.name, error)
+            log.warning("%s: IOTLB update: %s", self._vdpa.name, str(error))
 
     def _check_groups(self) -> None:
         if not self._vdpa.has_groups:

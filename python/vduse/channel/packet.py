@@ -45,6 +45,8 @@ class Packet:
     fds: tuple[int, ...] = ()
     #: The sender's, on sockets with SO_PASSCRED.
     sender: Credentials | None = None
+    #: It came with more: this process has no room for them.
+    fds_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +128,14 @@ def receive_packet(sock: socket.socket) -> Packet | None:
     try:
         if flags & socket.MSG_TRUNC:
             raise PacketError(f"packet of more than {MAX_PACKET} bytes")
-        if flags & socket.MSG_CTRUNC or len(fds) > MAX_FDS:
+        fds_cut = bool(flags & socket.MSG_CTRUNC)
+        if len(fds) + fds_cut > MAX_FDS:
             raise PacketError(f"packet with more than {MAX_FDS} fds")
         if not data:
-            if fds:
+            if fds or fds_cut:
                 raise PacketError("packet of fds only")
             return None
     except PacketError:
         close_fds(fds)
         raise
-    return Packet(data, tuple(fds), sender)
+    return Packet(data, tuple(fds), sender, fds_cut)

@@ -120,6 +120,8 @@ class CallServer:
         try:
             call = Call.unpack(packet.data)
             try:
+                if packet.fds_cut:
+                    raise OSError(errno.EMFILE, "no room for the fds of a call")
                 result, payload, answer_fds = self._handler.ioctl(
                     call.nr, call.payload, list(packet.fds)
                 )

@@ -156,6 +156,8 @@ class Decoder:
         request, flags, size = HEADER.unpack_from(self._data)
         if flags & _VERSION_MASK != _VERSION:
             raise ProtocolError(f"request {request}: version {flags & _VERSION_MASK}, expected 1")
+        if flags & _REPLY:
+            raise ProtocolError(f"request {request}: it is a reply")
         if size > MAX_PAYLOAD:
             raise ProtocolError(f"request {request}: {size} bytes, at most {MAX_PAYLOAD}")
         if len(self._data) < HEADER.size + size:

@@ -141,21 +141,25 @@ class MessageHandler:
             case UpdateIotlb(start=start, last=last):
                 self._update_iotlb(request, start, last)
             case UpdateCallfd(index=index):
-                known = index < len(self._queues)
-                if known:
-                    self._queues.update_callfd(index)
-                self._answer(request, RequestResult.OK if known else RequestResult.FAILED)
+                self._update_fd(request, index, self._queues.update_callfd)
             case UpdateKickfd(index=index):
-                known = index < len(self._queues)
-                if known:
-                    self._queues.update_kickfd(index)
-                self._answer(request, RequestResult.OK if known else RequestResult.FAILED)
+                self._update_fd(request, index, self._queues.update_kickfd)
             case UpdateLog():
                 self._update_log(request)
             case SetVqGroupAsid(group=group, asid=asid):
                 # One group, one address space.
                 known = (group, asid) == (0, 0)
                 self._answer(request, RequestResult.OK if known else RequestResult.FAILED)
+
+    def _update_fd(self, request: DevRequest, index: int, update: Callable[[int], None]) -> None:
+        done = index < len(self._queues)
+        try:
+            if done:
+                update(index)
+        except QueueError as error:
+            log.warning("%s: %s refused: %s", self._spec.name, request.message, error)
+            done = False
+        self._answer(request, RequestResult.OK if done else RequestResult.FAILED)
 
     def kicked(self, index: int) -> None:
         """A queue that does not run was kicked: the driver has enabled it late."""
@@ -217,8 +221,8 @@ class MessageHandler:
         return True
 
     def _start_queues(self) -> bool:
-        self._queues.arm(self._features, fresh=True)
         try:
+            self._queues.arm(self._features, fresh=True)
             self._start_ready()
         except QueueError as error:
             log.warning("%s: DRIVER_OK refused: %s", self._spec.name, error)

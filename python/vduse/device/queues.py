@@ -23,6 +23,18 @@ class NotLive(Exception):
     DRIVER_OK is still to come. There is nothing to go on from."""
 
 
+@contextlib.contextmanager
+def _scarce() -> Iterator[None]:
+    """Where no fds or memory are left here or on the framework's side, another try may find some:
+    that is no device's end."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        raise QueueError(str(error)) from error
+
+
 class Queues:
     """Used on the control thread only.
 
@@ -77,8 +89,9 @@ class Queues:
                     f"the driver is live on virtqueues of other sizes than {max(sizes)}: start "
                     "the device as it was, or reset the driver"
                 ) from error
-        for index, fd in enumerate(self.kickfds):
-            self._channel.vq_setup_kickfd(index, fd)
+        with _scarce():
+            for index, fd in enumerate(self.kickfds):
+                self._channel.vq_setup_kickfd(index, fd)
 
     @property
     def recoverable(self) -> bool:
@@ -117,7 +130,7 @@ class Queues:
             raise QueueError(f"virtqueue {index}: size {info.num}, at most {most}")
         state = self._position(info)
         record = None if self._record is None else (self._record, index * self._record_stride)
-        with self._callfd(index) as callfd, self._kickfd(index) as kickfd:
+        with _scarce(), self._callfd(index) as callfd, self._kickfd(index) as kickfd:
             try:
                 self._data_path.start_queue(
                     index,
@@ -150,15 +163,15 @@ class Queues:
             os.eventfd_read(self.kickfds[index])
 
     def update_callfd(self, index: int) -> None:
-        """Fetches the call fd again."""
+        """Fetches the call fd again. QueueError: no fd is left for it."""
         if self.running(index):
-            with self._callfd(index) as callfd:
+            with _scarce(), self._callfd(index) as callfd:
                 self._data_path.set_callfd(index, callfd)
 
     def update_kickfd(self, index: int) -> None:
-        """Asks for the driver's kick fd again."""
+        """Asks for the driver's kick fd again. QueueError: no fd is left for it."""
         if self.running(index):
-            with self._kickfd(index) as kickfd:
+            with _scarce(), self._kickfd(index) as kickfd:
                 self._data_path.set_kickfd(index, kickfd)
 
     def follow_log(self, timeout: float) -> bool:

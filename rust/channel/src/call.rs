@@ -106,7 +106,8 @@ impl CallSocket {
     /// # Errors
     /// `ECONNRESET`: the other end is gone, or an earlier exchange went wrong. `EPROTO`: the
     /// answer is none. `ETIMEDOUT`: no answer within 30 seconds. After these three the socket
-    /// is dead. `EMSGSIZE`: more than [`MAX_PACKET`] bytes or [`MAX_FDS`] fds to send.
+    /// is dead. `EMSGSIZE`: more than [`MAX_PACKET`] bytes or [`MAX_FDS`] fds to send. An answer
+    /// whose fds this process has no room for is a result, `-EMFILE`.
     pub fn call(&self, nr: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Answer, Errno> {
         if HEADER + payload.len() > MAX_PACKET || fds.len() > MAX_FDS {
             return Err(Errno::MSGSIZE);
@@ -182,15 +183,24 @@ impl CallSocket {
         if received.bytes == 0 {
             return Err(Errno::CONNRESET);
         }
-        let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;
+        let fds_cut = received.flags.contains(ReturnFlags::CTRUNC);
+        let cut = received.flags.contains(ReturnFlags::TRUNC);
         // The buffer's alignment may have left room for one fd more.
-        if received.flags.intersects(cut) || received.bytes < HEADER || fds.len() > MAX_FDS {
+        if cut || received.bytes < HEADER || fds.len() + usize::from(fds_cut) > MAX_FDS {
             return Err(Errno::PROTO);
         }
         let word = |at: usize| std::array::from_fn(|byte| buffer[at + byte]);
         let result = i32::from_ne_bytes(word(0));
         if u32::from_ne_bytes(word(4)) != sequence || result < LEAST_RESULT {
             return Err(Errno::PROTO);
+        }
+        if fds_cut {
+            // The exchange is whole, but this process has no room for all of its fds.
+            return Ok(Answer {
+                result: -Errno::MFILE.raw_os_error(),
+                payload: Vec::new(),
+                fds: Vec::new(),
+            });
         }
         Ok(Answer {
             result,

@@ -12,6 +12,7 @@ mod report;
 mod run;
 mod spec;
 mod transport;
+mod vhost_frontend;
 mod virtio_driver;
 mod virtio_drivers;
 
@@ -24,5 +25,6 @@ pub use report::Report;
 pub use run::{Interrupted, LoadError, Phase, Progress, run};
 pub use spec::{Op, SECTOR, Spec, SpecError, Stop};
 pub use transport::VdpaPort;
+pub use vhost_frontend::{FrontendTalk, vhost_frontend};
 pub use virtio_driver::{Disk, VirtioDriver, VirtioDriverSetup};
 pub use virtio_drivers::VirtioDrivers;

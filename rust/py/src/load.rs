@@ -4,7 +4,7 @@ use crate::framework::{Arena, BlkDriver, Domain, VqLine};
 use crate::{error, stats};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyList};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -293,6 +293,40 @@ fn entropy_virtio_drivers<'py>(
     Ok(PyBytes::new(py, &out))
 }
 
+/// `change` is called with the GIL, and its error is what is raised.
+#[pyfunction]
+fn vhost_frontend<'py>(
+    py: Python<'py>,
+    path: String,
+    change: Py<PyAny>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let mut raised = None;
+    let talk = py.detach(|| {
+        vduse_load::vhost_frontend(&path, || {
+            Python::attach(|py| change.call0(py))
+                .map(drop)
+                .map_err(|error| {
+                    let text = error.to_string();
+                    raised = Some(error);
+                    EngineError::Driver("change", text)
+                })
+        })
+    });
+    let talk = talk.map_err(|error| raised.take().unwrap_or_else(|| engine_error(error)))?;
+    let dict = PyDict::new(py);
+    dict.set_item("features", talk.features)?;
+    dict.set_item("protocol_features", talk.protocol_features)?;
+    dict.set_item("queues", talk.queues)?;
+    dict.set_item("memory_slots", talk.memory_slots)?;
+    dict.set_item("config", PyBytes::new(py, &talk.config))?;
+    dict.set_item("inflight", talk.inflight)?;
+    dict.set_item("config_changes", talk.config_changes)?;
+    let serials = talk.serials.iter().map(|serial| PyBytes::new(py, serial));
+    dict.set_item("serials", PyList::new(py, serials)?)?;
+    dict.set_item("bases", talk.bases)?;
+    Ok(dict)
+}
+
 /// The domain of a vDPA device, and the line of its first virtqueue.
 fn parts(
     device: &Bound<'_, PyAny>,
@@ -309,6 +343,7 @@ fn parts(
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(load_ours, m)?)?;
     m.add_function(wrap_pyfunction!(load_virtio_drivers, m)?)?;
+    m.add_function(wrap_pyfunction!(vhost_frontend, m)?)?;
     m.add_function(wrap_pyfunction!(copy_baseline, m)?)?;
     m.add_function(wrap_pyfunction!(entropy_virtio_drivers, m)?)?;
     Ok(())

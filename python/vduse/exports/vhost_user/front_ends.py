@@ -63,7 +63,7 @@ class Listening:
             except OSError as error:
                 # No fds are left, for example. It waits still: looking again at once would be a
                 # loop.
-                log.warning("%s: no connection accepted: %s", self.path, error)
+                log.warning("%s: no connection accepted: %s", self.path, str(error))
                 if _readable(_ACCEPT_AGAIN, stopped):
                     return None
         return None
@@ -120,13 +120,14 @@ class Connecting:
             log.warning(
                 "%s: not connected: %s; trying until a front end listens there",
                 self.path,
-                error.strerror or error,
+                error.strerror or str(error),
             )
 
 
 def _readable(timeout: float | None, *files: Selectable) -> set[Selectable]:
     """Those of them that are, after ``timeout`` seconds at most."""
-    with selectors.DefaultSelector() as selector:
+    # Not epoll: there may be no fd left.
+    with selectors.PollSelector() as selector:
         for file in files:
             selector.register(file, selectors.EVENT_READ, file)
         return {key.data for key, _ in selector.select(timeout)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 
 from vduse.bus.driver import Driver
@@ -35,8 +36,9 @@ class Memory:
         self._mapped: list[_Mapped] = []
 
     def replace(self, regions: list[Region], fds: list[int]) -> None:
-        """SET_MEM_TABLE. Takes the fds over. OSError EFAULT: they overlap, or the device refuses
-        them; EINVAL: a file that cannot be mapped. After an error there is no memory."""
+        """SET_MEM_TABLE. Takes the fds over. ProtocolError: no such memory; OSError EFAULT: they
+        overlap, or the device refuses them; EINVAL: a file that cannot be mapped. After an error
+        there is no memory."""
         mapped = [_Mapped(r, fd) for r, fd in zip(regions, fds, strict=True)]
         former, self._mapped = self._mapped, mapped
         try:
@@ -55,7 +57,8 @@ class Memory:
             _close(former)
 
     def add(self, region: Region, fd: int) -> None:
-        """ADD_MEM_REG. Takes the fd over. OSError; ProtocolError: no slot is left."""
+        """ADD_MEM_REG. Takes the fd over. OSError as :meth:`replace`; ProtocolError: no such
+        memory, or no slot is left."""
         mapped = _Mapped(region, fd)
         try:
             if len(self._mapped) >= MAX_SLOTS:
@@ -101,6 +104,7 @@ class Memory:
 
     def _update(self, mapped: _Mapped) -> None:
         region = mapped.region
+        _check_file(mapped)
         self._driver.iotlb_update(region.guest, mapped.size, mapped.fd, region.offset, ACCESS_RW)
 
     def _holds(self, user: int) -> _Mapped:
@@ -108,6 +112,19 @@ class Memory:
             if 0 <= user - mapped.region.user < mapped.size:
                 return mapped
         raise ProtocolError(f"no memory region holds address {user:#x}")
+
+
+def _check_file(mapped: _Mapped) -> None:
+    """What is not there cannot be used: a device that touches it is stopped, and mapping much of
+    it leaves no addresses for the memory of others."""
+    if mapped.region.guest % _PAGE or mapped.region.offset % _PAGE:
+        raise ProtocolError(f"memory region at {mapped.region.guest:#x} does not lie on pages")
+    file = os.fstat(mapped.fd)
+    if not stat.S_ISREG(file.st_mode):
+        raise ProtocolError("a memory region is no memory: its fd is no regular file's")
+    end = mapped.region.offset + mapped.size
+    if end > -(-file.st_size // _PAGE) * _PAGE:
+        raise ProtocolError(f"a memory region ends at {end:#x}, beyond its file of {file.st_size}")
 
 
 def _close(mapped: list[_Mapped]) -> None:

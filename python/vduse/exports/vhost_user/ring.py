@@ -48,14 +48,14 @@ class Ring:
         return 4 if packed else 6 + 8 * self.num
 
     def set_kick(self, fd: int) -> None:
-        """Takes a dup over what was there; -1: none."""
+        """Takes the fd over, in place of what was there; -1: none."""
         _close(self.kick)
-        self.kick = fd if fd < 0 else os.dup(fd)
+        self.kick = fd
 
     def set_call(self, fd: int) -> None:
         """The same."""
         _close(self.call)
-        self.call = fd if fd < 0 else os.dup(fd)
+        self.call = fd
 
     def hand_over(self, driver: Driver, memory: Memory, *, packed: bool) -> None:
         """Gives the ring to the device, which serves it from DRIVER_OK on. ProtocolError: its

@@ -125,14 +125,18 @@ class VhostUserServer:
         try:
             self._serve(connection)
         except (ProtocolError, OSError) as error:
-            log.warning("%s: connection closed: %s", self._log_name, error)
+            # Its text: who keeps the log's records would keep the frames of an exception, and with
+            # them the front end's memory.
+            log.warning("%s: connection closed: %s", self._log_name, str(error))
         except Exception:
             # A fault of ours costs this connection, and no other device.
             log.exception("%s: connection closed", self._log_name)
 
     def _serve(self, connection: socket.socket) -> None:
-        with self._session() as session, selectors.DefaultSelector() as selector:
+        with self._session() as session, selectors.PollSelector() as selector:
             log.info("%s: a front end has connected", self._log_name)
+            # Else it would stay unread, and the socket readable for ever.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
             selector.register(self._stopped, selectors.EVENT_READ)
             selector.register(connection, selectors.EVENT_READ)
             selector.register(session.config_fd, selectors.EVENT_READ)
@@ -154,7 +158,7 @@ class VhostUserServer:
     def _session(self) -> Iterator[Session]:
         driver = self._vhost.open()
         try:
-            session = Session(driver)
+            session = Session(driver, self._log_name)
             self._connections += 1
             self._connected = True
             try:

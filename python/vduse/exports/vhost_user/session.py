@@ -57,10 +57,12 @@ class Reply:
 
 
 class Session:
-    """From a connection's begin to its end. ``driver`` is just opened, so reset."""
+    """From a connection's begin to its end. ``driver`` is just opened, so reset. ``name``: in the
+    log."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, name: str) -> None:
         self._driver = driver
+        self._name = name
         self._memory = Memory(driver)
         self._rings = [Ring(index, enabled=True) for index in range(driver.get_vqs_count())]
         #: As the front end wrote it, F_PROTOCOL_FEATURES and all.
@@ -76,7 +78,11 @@ class Session:
         self._log = Log(driver)
         #: Signalled when the config space has changed.
         self.config_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        driver.set_config_call(self.config_fd)
+        try:
+            driver.set_config_call(self.config_fd)
+        except BaseException:
+            os.close(self.config_fd)
+            raise
 
     def handle(self, message: Message) -> Reply | None:
         """What is to be sent back, None: nothing. Closes the message's fds.
@@ -88,7 +94,7 @@ class Session:
         except (ProtocolError, OSError) as error:
             if not message.need_reply or message.request in _WITH_REPLY:
                 raise
-            log.warning("%s refused: %s", message.name, error)
+            log.warning("%s: %s refused: %s", self._name, message.name, str(error))
             return Reply(vu.pack_u64(1))
         finally:
             for fd in message.fds:
@@ -111,14 +117,12 @@ class Session:
             os.write(self._backend_fd, vu.backend_request(vu.BackendRequest.CONFIG_CHANGE))
         except OSError as error:
             # It looks at the config space when it likes to; nothing else is lost.
-            log.warning("the front end was not told of a config change: %s", error)
+            log.warning("%s: not told of a config change: %s", self._name, str(error))
 
     def close(self) -> None:
         """The front end is gone: finishes what it asked for. The driver's close resets it."""
         try:
-            self._take_back(self._rings)
-        except OSError as error:
-            log.warning("requests of a front end that has gone were not all finished: %s", error)
+            self._finish()
         finally:
             for ring in self._rings:
                 ring.reset(enabled=False)
@@ -221,26 +225,39 @@ class Session:
         ready = [ring for ring in self._rings if ring.ready and not ring.running]
         if not self._live and not (ready or with_status):
             return
-        if not self._live and not self._agreed:
-            self._agree()
-        if not self._live and self._inflight is not None:
-            self._inflight_driver.set_inflight(*self._inflight)
-        for ring in ready:
-            ring.hand_over(self._driver, self._memory, packed=self._packed)
-        self._follow_log()
         if self._live:
+            for ring in ready:
+                ring.hand_over(self._driver, self._memory, packed=self._packed)
+            self._follow_log()
             # Nothing tells a device that a queue was enabled late, but a kick.
             for ring in ready:
                 self._driver.kick(ring.index)
             return
+        try:
+            self._start_driver(ready)
+        except BaseException:
+            # Whoever is told of it may set up other rings.
+            for ring in ready:
+                ring.running = False
+            self._reset_driver()
+            raise
+        self._live = True
+
+    def _start_driver(self, ready: list[Ring]) -> None:
+        if not self._agreed:
+            self._agree()
+        if self._inflight is not None:
+            self._inflight_driver.set_inflight(*self._inflight)
+        for ring in ready:
+            ring.hand_over(self._driver, self._memory, packed=self._packed)
+        self._follow_log()
         self._driver.set_status(_AGREED | Status.DRIVER_OK)
         if not self._driver.get_status() & Status.DRIVER_OK:
             raise OSError(errno.EIO, "the device does not start: its log says why")
-        self._live = True
 
     def _reset(self) -> None:
         # QEMU 7.2 says status 0 first, and then asks where the rings stand.
-        self._take_back(self._rings)
+        self._finish()
         self._reset_driver()
         self._status = 0
         enabled = not self._features & vu.F_PROTOCOL_FEATURES
@@ -252,6 +269,13 @@ class Session:
         self._live = False
         self._log.forgotten()
         self._driver.set_config_call(self.config_fd)  # a reset takes it away
+
+    def _finish(self) -> None:
+        """Stops all rings, as far as the device does: one that is broken is to be reset, too."""
+        try:
+            self._take_back(self._rings)
+        except OSError as error:
+            log.warning("%s: not all requests were finished: %s", self._name, str(error))
 
     def _take_back(self, rings: list[Ring]) -> None:
         """Stops rings; with the last one the device is reset."""
@@ -320,7 +344,7 @@ class Session:
         if fd < 0:
             raise ProtocolError("SET_VRING_KICK without an fd: polling is not done here")
         ring = self._ring(index)
-        ring.set_kick(fd)
+        ring.set_kick(message.fds.pop())
         if ring.running:
             self._driver.set_vring_kick(index, fd)
             return
@@ -330,7 +354,7 @@ class Session:
     def _set_vring_call(self, message: Message) -> None:
         index, fd = vu.unpack_vring_fd(message)
         ring = self._ring(index)
-        ring.set_call(fd)
+        ring.set_call(message.fds.pop() if fd >= 0 else fd)
         if ring.running:
             self._driver.set_vring_call(index, fd)
 
@@ -380,6 +404,12 @@ class Session:
 
     def _get_inflight_fd(self, message: Message) -> Reply:
         asked = vu.unpack_inflight(message)
+        longest = self._driver.get_vring_num_max()
+        if not (0 < asked.queues <= len(self._rings) and 0 < asked.queue_size <= longest):
+            raise ProtocolError(
+                f"{message.name}: {asked.queues} virtqueues of {asked.queue_size}: "
+                f"the device has {len(self._rings)} of at most {longest}"
+            )
         fd = self._inflight_driver.new_inflight(self._features)
         made = Inflight(os.fstat(fd).st_size, 0, asked.queues, asked.queue_size)
         return Reply(vu.pack_inflight(made), [fd])
