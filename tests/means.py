@@ -61,7 +61,7 @@ def _nbdkit_python() -> bool:
 
 _PROGRAMS = (
     *("mke2fs", "e2fsck", "debugfs", "losetup", "mount", "umount", "fstrim"),
-    *("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"),
+    *("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon", "qemu-system-x86_64"),
     *("modprobe", "vdpa", "busybox", "linux.uml", "cc"),
     *("udevadm", "systemctl", "bwrap", "fuse2fs"),
     *("fio", "nbdkit", "nbdcopy", "nbdinfo", "nbdfuse"),

@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import signal
 import socket
 import stat
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.means import find_program
 from tests.system.raw_vm import SECTOR, T_FLUSH, T_IN, T_OUT, RawVm
 from tests.system.test_bad_input import Person
 from tests.system.test_blk_command import SIZE, Command, command
@@ -72,6 +74,7 @@ def test_facts_as_lines_of_json(tmp_path: Path) -> None:
     assert not blk.socket.exists()
 
 
+@pytest.mark.needs("qemu-system-x86_64")
 @pytest.mark.parametrize(
     ("options", "chardev", "device"),
     [
@@ -94,6 +97,32 @@ def test_qemu_takes_the_line_that_it_prints(
         memory = "memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem"
         chardev = chardev.format(socket=blk.socket)
         assert line == f"-m 1G -object {memory} -chardev {chardev} -device {device}"
+        qemu = find_program("qemu-system-x86_64")
+        assert qemu is not None
+        alone = ("-nodefaults", "-display", "none", "-S", "-qmp", "stdio")
+        vmm = subprocess.Popen(
+            [qemu, *alone, *shlex.split(line)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            # It gives up at once what it does not take.
+            connected = 0
+            while connected == 0:
+                assert vmm.poll() is None
+                blk.process.send_signal(signal.SIGUSR1)
+                statistics = json.loads(blk.until('"exports"').splitlines()[-1])
+                connected = statistics["exports"]["disk.sock"]["connected"]
+            # It answers once its devices are there.
+            assert vmm.stdin is not None and vmm.stdout is not None
+            vmm.stdin.write('{"execute": "qmp_capabilities"}')
+            vmm.stdin.flush()
+            assert "QMP" in json.loads(vmm.stdout.readline())
+            assert "return" in json.loads(vmm.stdout.readline())
+        finally:
+            vmm.kill()
+            vmm.communicate()
         assert blk.end()[0] == 0
 
 
