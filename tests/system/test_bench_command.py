@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 from tests.system.test_bad_input import Person
 from vduse.backends.python import PythonBackend
 from vduse.control.vhost_user import Request
-from vduse.daemon.bench import connect, run
+from vduse.daemon.bench import connect, relay, run
 from vduse.daemon.main import main
 from vduse.testing.harness import blk_stack
 
@@ -314,6 +315,34 @@ def test_a_signal_ends_it_at_once() -> None:
         _, err = process.communicate()
         assert (process.returncode, err) == (128 + signal.SIGINT, b"vduse: stopped\n")
         assert facts(path)["errors"] == 0
+
+
+def test_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
+    """Wherever temporary files are: no socket could have this path."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    with bad() as (backend, path):
+        process = subprocess.Popen(
+            command(path, "--seconds", "600"), env=os.environ | {"TMPDIR": str(folder)}
+        )
+        assert backend.asked.wait(60)
+        process.kill()
+        process.wait()
+    assert list(folder.iterdir()) == []
+
+
+def test_no_place_for_temporary_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scratch: str
+) -> None:
+    def none(prefix: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(relay, "TemporaryDirectory", none)
+    assert main(["bench", scratch]) == 2
+    assert capsys.readouterr().err == (
+        "vduse: error: no folder for a socket: No usable temporary directory found: set TMPDIR to "
+        "one that can be written\n"
+    )
 
 
 def test_requests_that_are_not_completed(

@@ -14,6 +14,7 @@ import threading
 from contextlib import suppress
 from tempfile import TemporaryDirectory
 
+from vduse.daemon.errors import UserError
 from vduse.testing.closing import Closing
 
 #: Most fds of one message: a memory table's.
@@ -27,20 +28,27 @@ class Relay(Closing):
     """Connected to a server, for one front end at :attr:`path`."""
 
     def __init__(self, server: str) -> None:
-        """OSError: it cannot be connected to."""
+        """OSError: it cannot be connected to. UserError: nobody could connect here."""
         self._server = socket.socket(socket.AF_UNIX)
         try:
             self._server.settimeout(_PATIENCE)
             self._server.connect(server)
             #: The process that made the server's socket listen; None: not one of this namespace.
             self.pid: int | None = _peer(self._server) or None
-            self._folder = TemporaryDirectory(prefix="vduse-bench-")
         except BaseException:
             self._server.close()
             raise
-        #: Where the front end connects to.
-        self.path = os.path.join(self._folder.name, "vhost-user.sock")
         self._gone = False
+        try:
+            self._folder = TemporaryDirectory(prefix="vduse-bench-")
+        except OSError as error:
+            self._server.close()
+            raise UserError(
+                f"no folder for a socket: {error.strerror}: set TMPDIR to one that can be written"
+            ) from None
+        self._fd = os.open(self._folder.name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        #: Where the front end connects to. By fd: the folder's own path may be too long.
+        self.path = f"/proc/self/fd/{self._fd}/vhost-user.sock"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
         self._listener.listen(1)
@@ -58,17 +66,24 @@ class Relay(Closing):
         self._stop.close()
         self._thread.join()
         self._stopped.close()
-        self._folder.cleanup()
 
     # --- the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
         with self._server, self._listener:
-            if not self._ready(self._listener):
+            if (front_end := self._accept()) is None:
                 return
-            front_end, _ = self._listener.accept()
             with front_end, suppress(OSError):
                 self._pass_on(front_end)
+
+    def _accept(self) -> socket.socket | None:
+        """None: it is to end."""
+        try:
+            return self._listener.accept()[0] if self._ready(self._listener) else None
+        finally:
+            # Nobody else comes: a client that is killed leaves nothing.
+            os.close(self._fd)
+            self._folder.cleanup()
 
     def _pass_on(self, front_end: socket.socket) -> None:
         front_end.settimeout(_PATIENCE)
