@@ -14,7 +14,7 @@ def test_cpu_list(text: str, cpus: tuple[int, ...]) -> None:
     assert cpu_list(text) == cpus
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "3-2", "1,", "0-8192", "0-1-2"])
+@pytest.mark.parametrize("text", ["", "a", "-1", "0-", "3-2", "1,", "0-8192", "0-1-2"])
 def test_what_is_no_cpu_list(text: str) -> None:
     with pytest.raises(ValueError) as error:
         cpu_list(text)

@@ -103,8 +103,8 @@ def cpu_list(text: str) -> tuple[int, ...]:
     """Numbers of CPUs and ranges of them, as the kernel lists them; in order, none twice."""
     found: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        low, high = parse_number(first), parse_number(last or first)
+        first, dash, last = part.partition("-")
+        low, high = parse_number(first), parse_number(last if dash else first)
         if low is None or high is None or not low <= high < _MOST_CPUS:
             raise ValueError(f"'{text}' is not a list of CPUs, for example 0,2-3")
         found.extend(range(low, high + 1))
