@@ -93,7 +93,10 @@ impl VirtioDriver {
         let mut features = VirtioFeatureFlags::VERSION_1;
         features.set(VirtioFeatureFlags::RING_PACKED, setup.packed);
         features.set(VirtioFeatureFlags::RING_EVENT_IDX, setup.event_idx);
-        let of_blk = VirtioBlkFeatureFlags::MQ | VirtioBlkFeatureFlags::RO;
+        let mut of_blk = VirtioBlkFeatureFlags::MQ | VirtioBlkFeatureFlags::RO;
+        // As a guest's driver: without it a device makes every write stable before it ends
+        // (virtio 1.3, section 5.2.6.2).
+        of_blk |= VirtioBlkFeatureFlags::FLUSH;
         let features = features.bits() | of_blk.bits();
         let mut transport = connect(path, features)?;
         let accepted = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
