@@ -4,9 +4,10 @@ round, so that what else the machine does meets both; what counts is the median 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import median
 
 from syscalls import counted
@@ -29,6 +30,8 @@ BLOCK_SIZE = 4096
 QUEUE_SIZE = 256
 
 Step = Callable[[str], None]
+#: Servers and their drivers.
+Sides = Mapping[str, tuple[VhostUserChild, VirtioDriver]]
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,17 @@ class Load:
     client_ns: float
 
 
-def measure(seconds: float, rounds: int, step: Step, disks: str = "") -> Iterator[Row]:
-    """One row a case and operation; ``seconds`` each time. ``disks``: only those whose name
-    begins so."""
-    for case in CASES:
-        if case.disk.startswith(disks):
-            with ExitStack() as stack:
-                yield from _compare(case, stack, seconds, rounds, step)
+def measure(seconds: float, rounds: int, step: Step) -> Iterator[Row]:
+    """One row a case and operation; ``seconds`` each time."""
+    for (disk, queues), cases in groupby(CASES, lambda case: (case.disk, case.queues)):
+        with ExitStack() as stack:
+            # A file has one writer: an image each.
+            servers = {
+                name: stack.enter_context(start(_disk(disk, stack), queues))
+                for name, start in SERVERS.items()
+            }
+            for case in cases:
+                yield from _compare(case, servers, seconds, rounds, step)
 
 
 def _disk(name: str, stack: ExitStack) -> Disk:
@@ -112,55 +119,66 @@ def _disk(name: str, stack: ExitStack) -> Disk:
 
 
 def _compare(
-    case: Case, stack: ExitStack, seconds: float, rounds: int, step: Step
+    case: Case,
+    servers: Mapping[str, VhostUserChild],
+    seconds: float,
+    rounds: int,
+    step: Step,
 ) -> Iterator[Row]:
-    sides: dict[str, tuple[VhostUserChild, VirtioDriver]] = {}
-    for name, start in SERVERS.items():
-        # A file has one writer: an image each.
-        server = stack.enter_context(start(_disk(case.disk, stack), case.queues))
-        driver = VirtioDriver(
-            server.path,
-            depth=case.depth,
-            block_size=BLOCK_SIZE,
-            queues=case.queues,
-            queue_size=QUEUE_SIZE,
-        )
-        sides[name] = (server, stack.enter_context(driver))
+    with ExitStack() as stack:
+        sides = {
+            name: (server, stack.enter_context(_driver(server, case)))
+            for name, server in servers.items()
+        }
+        for op in OPS:
+            yield _row(case, op, sides, seconds, rounds, step)
+
+
+def _driver(server: VhostUserChild, case: Case) -> VirtioDriver:
+    return VirtioDriver(
+        server.path,
+        depth=case.depth,
+        block_size=BLOCK_SIZE,
+        queues=case.queues,
+        queue_size=QUEUE_SIZE,
+    )
+
+
+def _row(case: Case, op: Op, sides: Sides, seconds: float, rounds: int, step: Step) -> Row:
     client = "polling" if case.poll else "sleeping"
-    for op in OPS:
-        spec = Spec(op=op, block_size=BLOCK_SIZE, depth=case.depth, seconds=seconds, poll=case.poll)
-        what = f"{case.disk}, {op}, depth {case.depth}, {client}, {case.queues} queues"
-        found: list[dict[str, Load]] = []
-        for number in range(rounds):
-            step(f"{what}: round {number + 1} of {rounds}")
-            # Who begins changes.
-            turns = list(sides.items())[:: -1 if number % 2 else 1]
-            found.append({name: _load(*side, spec) for name, side in turns})
-        step(f"{what}: counting system calls")
-        calls = {name: _calls(*side, spec) for name, side in sides.items()}
-        ours = [of_round["vduse"] for of_round in found]
-        theirs = [of_round["qemu"] for of_round in found]
-        pairs = list(zip(ours, theirs, strict=True))
-        yield Row(
-            disk=case.disk,
-            op=op,
-            depth=case.depth,
-            queues=case.queues,
-            client=client,
-            iops=median(load.iops for load in ours),
-            qemu_iops=median(load.iops for load in theirs),
-            ratio=median(a.iops / b.iops for a, b in pairs),
-            target=case.target,
-            cpu_ns=median(load.cpu_ns for load in ours),
-            qemu_cpu_ns=median(load.cpu_ns for load in theirs),
-            cpu_ratio=median(a.cpu_ns / b.cpu_ns for a, b in pairs),
-            cpu_target=case.cpu_target,
-            syscalls=calls["vduse"],
-            qemu_syscalls=calls["qemu"],
-            client_ns=median(load.client_ns for load in ours),
-            qemu_client_ns=median(load.client_ns for load in theirs),
-            rounds=rounds,
-        )
+    spec = Spec(op=op, block_size=BLOCK_SIZE, depth=case.depth, seconds=seconds, poll=case.poll)
+    what = f"{case.disk}, {op}, depth {case.depth}, {client}, {case.queues} queues"
+    found: list[dict[str, Load]] = []
+    for number in range(rounds):
+        step(f"{what}: round {number + 1} of {rounds}")
+        # Who begins changes.
+        turns = list(sides.items())[:: -1 if number % 2 else 1]
+        found.append({name: _load(*side, spec) for name, side in turns})
+    step(f"{what}: counting system calls")
+    calls = {name: _calls(*side, spec) for name, side in sides.items()}
+    ours = [of_round["vduse"] for of_round in found]
+    theirs = [of_round["qemu"] for of_round in found]
+    pairs = list(zip(ours, theirs, strict=True))
+    return Row(
+        disk=case.disk,
+        op=op,
+        depth=case.depth,
+        queues=case.queues,
+        client=client,
+        iops=median(load.iops for load in ours),
+        qemu_iops=median(load.iops for load in theirs),
+        ratio=median(a.iops / b.iops for a, b in pairs),
+        target=case.target,
+        cpu_ns=median(load.cpu_ns for load in ours),
+        qemu_cpu_ns=median(load.cpu_ns for load in theirs),
+        cpu_ratio=median(a.cpu_ns / b.cpu_ns for a, b in pairs),
+        cpu_target=case.cpu_target,
+        syscalls=calls["vduse"],
+        qemu_syscalls=calls["qemu"],
+        client_ns=median(load.client_ns for load in ours),
+        qemu_client_ns=median(load.client_ns for load in theirs),
+        rounds=rounds,
+    )
 
 
 def _calls(server: VhostUserChild, driver: VirtioDriver, spec: Spec) -> float | None:

@@ -12,7 +12,7 @@ use vduse_ring::Chain;
 /// Chains taken before other queues have their turn.
 const BATCH_CHAINS: usize = 128;
 /// Bytes of chains taken, and charged, before other queues have their turn.
-const BATCH_BYTES: u64 = 4 << 20;
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// Serves the chains of one virtqueue, on its worker's thread. Called once a batch, not once a
 /// chain, but for completions.

@@ -11,8 +11,8 @@ pub struct View {
     generation: u64,
     /// Copied when it grows while pins hold it; a pin's mappings are never taken from it.
     table: Arc<Table>,
-    /// Place of the mapping found last.
-    hit: usize,
+    /// Places of the mappings found last: the rings' and the requests' memory take turns.
+    hits: [usize; 2],
     /// Of the generation, or a newer one.
     log: Option<Arc<DirtyLog>>,
 }
@@ -25,7 +25,7 @@ impl View {
             log: iotlb.log(),
             iotlb,
             table: Arc::default(),
-            hit: 0,
+            hits: [0; 2],
         }
     }
 
@@ -68,20 +68,58 @@ impl View {
         let last = iova
             .last(u64::from(len))
             .ok_or(Fault::Range(iova, u64::from(len)))?;
-        if let Some(mapping) = self.table.get(self.hit)
-            && mapping.span.contains(iova.0)
-            && last.0 <= mapping.span.last
-        {
-            check(mapping, iova, access)?;
-            out.push(Piece {
-                ptr: mapping.host_at(iova.0),
-                len: len as usize,
-            });
+        if let Some(piece) = self.translate_hit(iova, last, access)? {
+            out.push(piece);
             return Ok(());
         }
         let before = out.len();
         self.walk(iova, last, access, out)
             .inspect_err(|_| out.truncate(before))
+    }
+
+    /// The one piece of a range that lies in one of the mappings found last.
+    #[inline]
+    fn translate_hit(
+        &self,
+        iova: Iova,
+        last: Iova,
+        access: Access,
+    ) -> Result<Option<Piece>, Fault> {
+        for hit in self.hits {
+            if let Some(mapping) = self.table.get(hit)
+                && mapping.span.contains(iova.0)
+                && last.0 <= mapping.span.last
+            {
+                check(mapping, iova, access)?;
+                return Ok(Some(Piece {
+                    ptr: mapping.host_at(iova.0),
+                    len: (last.0 - iova.0) as usize + 1, // at most a descriptor's u32
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Copies the bytes at `iova` into `to`, once.
+    #[inline]
+    pub fn read(&mut self, iova: Iova, to: &mut [u8]) -> Result<(), Fault> {
+        let len = to.len() as u64;
+        let last = iova.last(len).ok_or(Fault::Range(iova, len))?;
+        if let Some(piece) = self.translate_hit(iova, last, Access::Read)? {
+            // SAFETY: translated for reading by this view, whose table keeps it mapped for the
+            // copy.
+            unsafe { piece.read_into(to) };
+            return Ok(());
+        }
+        let mut pieces = Pieces::new();
+        self.walk(iova, last, Access::Read, &mut pieces)?;
+        let mut rest = to;
+        for piece in &pieces {
+            // SAFETY: as above; a table that has grown holds all that it held.
+            let copied = unsafe { piece.read_into(rest) };
+            rest = &mut rest[copied..];
+        }
+        Ok(())
     }
 
     /// The range as one contiguous piece that keeps itself mapped (ring areas); a range over
@@ -143,7 +181,9 @@ impl View {
                 Arc::make_mut(&mut self.table).insert(mapping, iova.0)
             }
         };
-        self.hit = place;
+        if !self.hits.contains(&place) {
+            self.hits = [place, self.hits[0]];
+        }
         Ok(&self.table[place])
     }
 }

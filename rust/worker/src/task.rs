@@ -40,6 +40,12 @@ pub trait Task {
     /// The task is about to be hot no more: asks for notifications, then looks a last time.
     fn arm(&mut self) -> Next;
 
+    /// Whether an event on one of its fds, while it is hot, can tell it what [`Task::run`] does not
+    /// find by itself. Asked after that.
+    fn needs_events(&self) -> bool {
+        true
+    }
+
     /// Whether the task is over: it is dropped then. Asked after [`Task::run`].
     fn is_over(&self) -> bool {
         false

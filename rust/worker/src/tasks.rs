@@ -15,6 +15,8 @@ struct Entry {
     /// When a task that is not hot wants to be.
     deadline: Option<Instant>,
     patience: Patience,
+    /// As it was after its last run.
+    needs_events: bool,
 }
 
 /// The tasks of one worker.
@@ -61,6 +63,7 @@ impl Tasks {
                     is_hot: true,
                     deadline: None,
                     patience: Patience::default(),
+                    needs_events: true,
                 });
                 self.hot.push(key);
             }
@@ -73,6 +76,14 @@ impl Tasks {
 
     pub(crate) fn has_hot(&self) -> bool {
         !self.hot.is_empty()
+    }
+
+    /// Whether an event could bring news: to a task that is not hot, or one that is and does not
+    /// find everything by itself.
+    pub(crate) fn needs_events(&self) -> bool {
+        let all = self.entries.len() - self.free.len();
+        let needs = |&key: &usize| self.entries[key].as_ref().is_some_and(|it| it.needs_events);
+        self.hot.len() < all || self.hot.iter().any(needs)
     }
 
     /// Makes a task hot.
@@ -128,9 +139,10 @@ impl Tasks {
         let entry = self.entries[key].as_mut()?;
         let run = AssertUnwindSafe(|| {
             let turn = entry.task.run();
-            (!entry.task.is_over()).then_some(turn)
+            (!entry.task.is_over()).then(|| (turn, entry.task.needs_events()))
         });
-        let turn = catch_unwind(run).unwrap_or(None)?;
+        let (turn, needs_events) = catch_unwind(run).unwrap_or(None)?;
+        entry.needs_events = needs_events;
         if turn == Turn::Worked {
             entry.patience.renew();
         }

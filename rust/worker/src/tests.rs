@@ -4,7 +4,7 @@ use crate::{Next, Place, Pool, PoolError, Settings, Task, Turn, Waker};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ struct Probe {
     seen: Sender<Seen>,
     work: Arc<AtomicU64>,
     next: Next,
+    needs_events: Arc<AtomicBool>,
     panics_at: Option<u64>,
     _place: Place,
     _fd: Option<Arc<OwnedFd>>,
@@ -50,6 +51,10 @@ impl Task for Probe {
         self.next
     }
 
+    fn needs_events(&self) -> bool {
+        self.needs_events.load(SeqCst)
+    }
+
     fn is_over(&self) -> bool {
         self.work.load(SeqCst) == u64::MAX - 1
     }
@@ -64,6 +69,7 @@ impl Drop for Probe {
 struct Seat {
     seen: Receiver<Seen>,
     work: Arc<AtomicU64>,
+    needs_events: Arc<AtomicBool>,
     waker: Waker,
 }
 
@@ -90,7 +96,8 @@ fn put(pool: &Pool, worker: usize, next: Next, fd: Option<&Arc<OwnedFd>>) -> Sea
     let (send, seen) = channel();
     let (answer, waker) = channel();
     let work = Arc::new(AtomicU64::new(0));
-    let (its_work, fd) = (work.clone(), fd.cloned());
+    let needs_events = Arc::new(AtomicBool::new(true));
+    let (its_work, its_needs, fd) = (work.clone(), needs_events.clone(), fd.cloned());
     pool.handle().spawn(worker, move |place| {
         answer.send(place.waker()).unwrap();
         if let Some(fd) = &fd {
@@ -100,13 +107,19 @@ fn put(pool: &Pool, worker: usize, next: Next, fd: Option<&Arc<OwnedFd>>) -> Sea
             seen: send,
             work: its_work,
             next,
+            needs_events: its_needs,
             panics_at: fd.is_none().then_some(7),
             _place: place,
             _fd: fd,
         }))
     });
     let waker = waker.recv_timeout(LONG).unwrap();
-    Seat { seen, work, waker }
+    Seat {
+        seen,
+        work,
+        needs_events,
+        waker,
+    }
 }
 
 #[test]
@@ -135,6 +148,19 @@ fn an_edge_on_a_watched_fd_comes_under_its_key_though_nobody_reads_it() {
         signal(&fd);
         seat.sees(Seen::Event(7));
     }
+}
+
+#[test]
+fn who_finds_all_by_itself_is_told_of_events_too() {
+    let pool = Pool::new(Some(1)).unwrap();
+    let fd = event();
+    let seat = put(&pool, 0, Next::Event, Some(&fd));
+    seat.needs_events.store(false, SeqCst);
+    seat.work.store(u64::MAX / 2, SeqCst);
+    seat.waker.wake();
+    seat.sees(Seen::Ran);
+    signal(&fd);
+    seat.sees(Seen::Event(7));
 }
 
 #[test]
@@ -202,6 +228,7 @@ fn a_panic_ends_its_task_alone() {
             seen: send,
             work: Arc::default(),
             next: Next::Event,
+            needs_events: Arc::new(AtomicBool::new(true)),
             panics_at: Some(7),
             _place: place,
             _fd: None,

@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 /// requests under way: it does not wait for us, and both sides take more at a time.
 const LOOK_EVERY: [Duration; 2] = [Duration::from_micros(5), Duration::from_micros(10)];
 
+/// The same while no event can bring news: every queue on the worker is hot, and looked at in
+/// memory.
+const LOOK_SELDOM: Duration = Duration::from_micros(100);
+
 pub(crate) struct Worker {
     line: Arc<Line>,
     watches: Rc<Watches>,
@@ -68,7 +72,11 @@ impl Worker {
         }
         let now = Instant::now();
         // After letters always: what happened before one was sent is seen before it is acted on.
-        let is_due = !self.tasks.has_hot() || now.duration_since(self.looked) >= self.pause;
+        let pause = match self.tasks.needs_events() {
+            true => self.pause,
+            false => LOOK_SELDOM,
+        };
+        let is_due = !self.tasks.has_hot() || now.duration_since(self.looked) >= pause;
         if found || may_be_due && is_due {
             self.looked = now;
             self.tasks.expire(now);

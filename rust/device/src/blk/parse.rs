@@ -256,17 +256,16 @@ impl<'a> Data<'a> {
 
 /// Copies `to.len()` bytes, `skip` bytes into the segments; IOERR where there are not as many.
 fn copy_in(segments: &[Segment], skip: u64, view: &mut View, to: &mut [u8]) -> Result<(), Refusal> {
-    let mut pieces = Pieces::new();
-    for part in parts(segments, skip, to.len() as u64) {
-        view.translate(part.iova, part.len, Access::Read, &mut pieces)?;
+    let mut rest = to;
+    for part in parts(segments, skip, rest.len() as u64) {
+        let (bytes, others) = rest.split_at_mut(part.len as usize);
+        view.read(part.iova, bytes)?;
+        rest = others;
     }
-    // SAFETY: translated for reading by `view`, which the pin is taken of now.
-    let buffer = unsafe { Buffer::pinned(pieces, view.pin()) };
-    if buffer.len() < to.len() as u64 {
-        return Err(IOERR);
+    match rest.is_empty() {
+        true => Ok(()),
+        false => Err(IOERR),
     }
-    buffer.read(to);
-    Ok(())
 }
 
 fn total(segments: &[Segment]) -> u64 {

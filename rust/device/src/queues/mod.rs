@@ -95,6 +95,11 @@ impl Task for Queues {
         }
     }
 
+    /// Kicks of hot queues are suppressed, and the io_uring says in memory that it has news.
+    fn needs_events(&self) -> bool {
+        self.hot.len() < self.queues.len()
+    }
+
     fn arm(&mut self) -> Next {
         let mut at = 0;
         while let Some(&id) = self.hot.get(at) {
