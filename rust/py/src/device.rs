@@ -46,7 +46,10 @@ impl Pool {
 #[pymethods]
 impl Pool {
     #[new]
-    #[pyo3(signature = (workers = None, *, poll = true, cpus = Vec::new()))]
+    #[pyo3(
+        signature = (workers = None, *, poll = true, cpus = Vec::new()),
+        text_signature = "(workers=None, *, poll=True, cpus=())"
+    )]
     fn new(workers: Option<usize>, poll: bool, cpus: Vec<usize>) -> PyResult<Pool> {
         if workers == Some(0) {
             return Err(PyValueError::new_err("a pool needs a worker"));
