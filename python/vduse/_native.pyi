@@ -397,9 +397,11 @@ class Backend:
         direct: bool = False,
         engine: str = "auto",
         lock: bool = True,
+        lock_late: bool = False,
     ) -> Backend:
         """``engine``: auto, io_uring, threads. OSError; BlockingIOError where the image is
-        locked by another program (QEMU's OFD byte locks)."""
+        locked by another program (QEMU's OFD byte locks). ``lock_late``: the lock is held while a
+        virtqueue is served, and not from here to :meth:`close`."""
     @property
     def size(self) -> int:
         """Bytes."""

@@ -73,12 +73,13 @@ def command_line(
         *("-device", "virtserialport,chardev=results,name=results"),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
-        *(_shared_memory(machine) if machine.shared else ()),
+        *(shared_memory(machine) if machine.shared else ()),
         *machine.qemu,
     ]
 
 
-def _shared_memory(machine: Machine) -> tuple[str, ...]:
+def shared_memory(machine: Machine) -> tuple[str, ...]:
+    """QEMU's words for it."""
     memory = f"memory-backend-memfd,id=memory,size={machine.memory}M,share=on"
     return ("-object", memory, "-machine", "memory-backend=memory")
 

@@ -8,11 +8,14 @@ from vduse import _native
 from vduse.backends.errors import BackendError
 
 
-def open_file(path: str, *, read_only: bool = False, direct: bool = False) -> _native.Backend:
-    """Opens and locks a raw image. ``direct``: O_DIRECT, past the page cache. BackendError:
+def open_file(
+    path: str, *, read_only: bool = False, direct: bool = False, lock_late: bool = False
+) -> _native.Backend:
+    """Opens and locks a raw image. ``direct``: O_DIRECT, past the page cache. ``lock_late``: it
+    is locked while a driver is live, and the device refuses one where it cannot be. BackendError:
     missing, not permitted, locked by another program, or not of whole sectors."""
     try:
-        return _native.Backend.file(path, read_only=read_only, direct=direct)
+        return _native.Backend.file(path, read_only=read_only, direct=direct, lock_late=lock_late)
     except FileNotFoundError:
         raise BackendError(f"{path}: no such file; create it: truncate -s 1G {path}") from None
     except IsADirectoryError:

@@ -28,11 +28,13 @@ def open_backend(
     read_only: bool = False,
     direct: bool = False,
     layers: Sequence[str] = (),
+    lock_late: bool = False,
 ) -> _native.Backend:
     """Opens what ``spec`` names.
 
     ``size`` in bytes is for ``null`` and ``memory``, which have none of their own, and for
-    ``python``, see :func:`~vduse.backends.python_spec.open_python`; ``direct`` is for files.
+    ``python``, see :func:`~vduse.backends.python_spec.open_python`; ``direct`` is for files,
+    and so is ``lock_late``, see :func:`~vduse.backends.file.open_file`.
     ``read_only`` opens a file so; of the others only the device can be read-only. A path that is
     called like a backend is written ``file:null`` or ``./null``. ``layers`` (see docs/layers.md)
     go on it in the order given; a file that they never write to is opened read-only.
@@ -41,7 +43,9 @@ def open_backend(
     parsed = [parse_layer(layer) for layer in layers]
     read_only = read_only or any(layer.spares_below for layer in parsed)
     with ExitStack() as undo:
-        backend = _open_base(spec, size=size, read_only=read_only, direct=direct)
+        backend = _open_base(
+            spec, size=size, read_only=read_only, direct=direct, lock_late=lock_late
+        )
         undo.callback(backend.close)
         for layer in parsed:
             backend = layer.on(backend)
@@ -52,7 +56,9 @@ def open_backend(
     return backend
 
 
-def _open_base(spec: str, *, size: int | None, read_only: bool, direct: bool) -> _native.Backend:
+def _open_base(
+    spec: str, *, size: int | None, read_only: bool, direct: bool, lock_late: bool
+) -> _native.Backend:
     if spec.startswith("python:"):
         if direct:
             raise BackendError(f"{spec}: direct is for files")
@@ -81,4 +87,4 @@ def _open_base(spec: str, *, size: int | None, read_only: bool, direct: bool) ->
     if size is not None:
         hint = did_you_mean(spec, _SIZED) or f"; create it: truncate -s {size} {path}"
         raise BackendError(f"{path}: no such file{hint}")
-    return open_file(path, read_only=read_only, direct=direct)
+    return open_file(path, read_only=read_only, direct=direct, lock_late=lock_late)

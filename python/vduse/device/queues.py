@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from time import monotonic, sleep
 
 from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD, EXT_LOG, Channel
 from vduse.control.abi import VqInfo, decode_vq_state
 from vduse.control.features import Feature
 from vduse.device.datapath import DataPath
 from vduse.device.spec import DeviceSpec
+
+#: Seconds that an image's last holder may take to be gone, and between two looks at the lock.
+_LAST_HOLDER = 1.0
+_RETRY = 0.01
 
 
 class QueueError(RuntimeError):
@@ -131,17 +137,19 @@ class Queues:
         state = self._position(info)
         record = None if self._record is None else (self._record, index * self._record_stride)
         with _scarce(), self._callfd(index) as callfd, self._kickfd(index) as kickfd:
+            start = partial(
+                self._data_path.start_queue,
+                index,
+                size=info.num,
+                features=self._features,
+                areas=(info.desc_addr, info.driver_addr, info.device_addr),
+                state=state,
+                kickfd=kickfd,
+                callfd=callfd,
+                inflight=record,
+            )
             try:
-                self._data_path.start_queue(
-                    index,
-                    size=info.num,
-                    features=self._features,
-                    areas=(info.desc_addr, info.driver_addr, info.device_addr),
-                    state=state,
-                    kickfd=kickfd,
-                    callfd=callfd,
-                    inflight=record,
-                )
+                _patiently(start)
             except OSError as error:
                 raise QueueError(f"virtqueue {index}: {error}") from error
         self._given[index] = info.state
@@ -247,3 +255,15 @@ class Queues:
         if self._record is not None:
             os.close(self._record)
             self._record = None
+
+
+def _patiently(start: Callable[[], None]) -> None:
+    """Starts a queue; again and again for a moment, while the image is locked by a program that
+    may be at its end: nothing tells of that end."""
+    deadline = monotonic() + _LAST_HOLDER
+    while monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            start()
+            return
+        sleep(_RETRY)
+    start()

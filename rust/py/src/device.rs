@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vduse_device::backend::{self, EngineChoice, File, Memory, Null, OpenOptions};
+use vduse_device::backend::{self, EngineChoice, File, Locking, Memory, Null, OpenOptions};
 use vduse_device::{Disk, Limits};
 use vduse_worker::{PoolError, Settings};
 
@@ -219,7 +219,7 @@ impl Backend {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (path, *, read_only = false, direct = false, engine = "auto", lock = true))]
+    #[pyo3(signature = (path, *, read_only = false, direct = false, engine = "auto", lock = true, lock_late = false))]
     fn file(
         py: Python<'_>,
         path: PathBuf,
@@ -227,6 +227,7 @@ impl Backend {
         direct: bool,
         engine: &str,
         lock: bool,
+        lock_late: bool,
     ) -> PyResult<Backend> {
         let engine = match engine {
             "auto" => EngineChoice::Auto,
@@ -242,7 +243,11 @@ impl Backend {
             read_only,
             direct,
             engine,
-            lock,
+            locking: match (lock, lock_late) {
+                (false, _) => Locking::Never,
+                (true, false) => Locking::Open,
+                (true, true) => Locking::Serving,
+            },
         };
         Backend::wrap(py.detach(|| File::open(&path, options)))
     }

@@ -127,6 +127,8 @@ class Service:
                 read_only=options.read_only,
                 direct=options.direct,
                 layers=options.layer,
+                # A migration's two ends have it open, and one after the other serves it.
+                lock_late=options.vhost_user is not None,
             )
         except (BackendError, ValueError) as error:
             hint = ": --size 1G" if str(error).endswith("needs a size") else ""

@@ -19,7 +19,7 @@ mod uring;
 
 pub use check::check;
 pub use error::Error;
-pub use file::{EngineChoice, File, OpenOptions};
+pub use file::{EngineChoice, File, Locking, OpenOptions};
 pub use memory::Memory;
 pub use null::Null;
 pub use observe::{Connection, Notice, Observer, Observers};

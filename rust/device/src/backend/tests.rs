@@ -2,7 +2,7 @@
 
 use super::{
     Backend, Completion, Engine, EngineChoice, Error, File, Local, Memory, Notice, Observer, Op,
-    OpenOptions, Submitted, Token, check, io_uring_allowed,
+    Locking, OpenOptions, Submitted, Token, check, io_uring_allowed,
 };
 use crate::mailbox::{Completer, Mail, Mailbox};
 use crate::testing::{Random, buffer};
@@ -46,7 +46,7 @@ const PLAIN: OpenOptions = OpenOptions {
     read_only: false,
     direct: false,
     engine: EngineChoice::Auto,
-    lock: true,
+    locking: Locking::Open,
 };
 
 /// A worker's part, played by the test.
@@ -513,6 +513,35 @@ fn a_closed_image_stays_locked_while_a_queue_works_on_it() {
     assert_eq!(late.map(|error| error.errno), Some(Errno::BADF));
     drop(bench);
     assert_eq!(refused(), None);
+}
+
+#[test]
+fn an_image_that_is_locked_while_it_is_served_goes_from_one_to_the_other() {
+    let scratch = Scratch::new("handed-over", SIZE);
+    let late = OpenOptions {
+        locking: Locking::Serving,
+        ..PLAIN
+    };
+    let (source, target) = (scratch.open(late).unwrap(), scratch.open(late).unwrap());
+    let (mut first, mut second) = (Bench::new(&source), Bench::new(&source));
+    first.write(0, vec![1; 512], &[]).unwrap();
+    let local = &first.local;
+    let refused = target.attach(local).err();
+    assert_eq!(refused.map(|error| error.errno), Some(Errno::AGAIN));
+    assert!(scratch.open(PLAIN).is_err());
+    // Its last virtqueue gives it back.
+    drop(first);
+    second.write(512, vec![2; 512], &[]).unwrap();
+    assert!(target.attach(&second.local).is_err());
+    drop(second);
+    let mut third = Bench::new(&target);
+    assert_eq!(third.read(0, 1024, &[]).unwrap(), [vec![1; 512], vec![2; 512]].concat());
+    assert!(source.attach(&third.local).is_err());
+    target.close().unwrap();
+    assert!(source.attach(&third.local).is_err(), "a virtqueue works on it");
+    drop(third);
+    drop(Bench::new(&source));
+    scratch.open(PLAIN).unwrap();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! An open file or block device: what it is, and who keeps it locked.
 
-use super::lock;
+use super::lock::{self, Locking};
 use super::probe;
 use super::transfer::Alignment;
 use crate::Length;
@@ -30,7 +30,7 @@ pub(in crate::backend) struct Image {
     pub(super) block_size: u32,
     /// What O_DIRECT asks for; `None` without it.
     pub(super) alignment: Option<Alignment>,
-    locked: bool,
+    locking: Locking,
     users: Mutex<Users>,
     /// Held from the read to the write of a read-modify-write, and while part of a block is
     /// zeroed.
@@ -42,7 +42,7 @@ impl Image {
         path: &Path,
         read_only: bool,
         direct: bool,
-        locked: bool,
+        locking: Locking,
     ) -> Result<Image, Error> {
         let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK;
         flags |= if read_only {
@@ -82,7 +82,7 @@ impl Image {
                 ));
             }
         };
-        if locked {
+        if locking == Locking::Open {
             lock::acquire(&file, path, read_only)?;
         }
         let size = probe::size(&file, path)?;
@@ -98,7 +98,7 @@ impl Image {
             can_discard,
             block_size: block_size.max(alignment.map_or(512, |a| a.file as u32)),
             alignment,
-            locked,
+            locking,
             users: Mutex::default(),
             modify: Mutex::new(()),
             file,
@@ -117,7 +117,7 @@ impl Image {
             can_discard: false,
             block_size: 512,
             alignment: None,
-            locked: false,
+            locking: Locking::Never,
             users: Mutex::default(),
             modify: Mutex::new(()),
         }
@@ -139,7 +139,7 @@ impl Image {
         Ok((before != size.0).then_some(size))
     }
 
-    /// One more engine works on it. EBADF once it is closed.
+    /// One more engine works on it. EBADF once it is closed; EAGAIN: the lock is somebody else's.
     pub(super) fn attach(&self) -> Result<(), Error> {
         let mut users = self.lock_users();
         if users.is_closed {
@@ -147,6 +147,9 @@ impl Image {
                 Errno::BADF,
                 format!("{} is closed", self.path.display()),
             ));
+        }
+        if self.locking == Locking::Serving && users.engines == 0 {
+            lock::attempt(self.file.as_raw_fd(), &self.path, self.read_only)?;
         }
         users.engines += 1;
         Ok(())
@@ -167,7 +170,12 @@ impl Image {
     }
 
     fn unlock_unused(&self, users: &Users) {
-        if self.locked && users.is_closed && users.engines == 0 {
+        let is_over = match self.locking {
+            Locking::Never => false,
+            Locking::Open => users.is_closed,
+            Locking::Serving => true,
+        };
+        if is_over && users.engines == 0 {
             lock::release(self.file.as_raw_fd());
         }
     }

@@ -30,6 +30,18 @@ const LAST_HOLDER: Duration = Duration::from_secs(1);
 /// Nothing tells that a lock was given up.
 const RETRY: Duration = Duration::from_millis(5);
 
+/// When the image's locks are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locking {
+    /// Somebody else keeps others off.
+    Never,
+    /// From open to close.
+    Open,
+    /// While a virtqueue is served: two programs may have the image open, and a live migration
+    /// hands it from one to the other.
+    Serving,
+}
+
 /// Takes the locks that QEMU takes for a disk of a guest: reads (and writes), shares with
 /// readers, not with writers. EAGAIN: somebody else's lock forbids it, and not only that of a
 /// process that was killed just now.
@@ -46,7 +58,8 @@ pub(super) fn acquire(file: impl AsFd, path: &Path, read_only: bool) -> Result<(
     }
 }
 
-fn attempt(file: i32, path: &Path, read_only: bool) -> Result<(), Error> {
+/// The same without patience.
+pub(super) fn attempt(file: i32, path: &Path, read_only: bool) -> Result<(), Error> {
     let used: &[u8] = if read_only {
         &[CONSISTENT_READ]
     } else {

@@ -13,6 +13,7 @@ mod threads;
 mod transfer;
 
 pub(super) use image::Image;
+pub use lock::Locking;
 pub(super) use transfer::{Direction, Transfer};
 
 use super::fixed::Fixed;
@@ -49,8 +50,8 @@ pub struct OpenOptions {
     pub direct: bool,
     /// Which engine is wanted.
     pub engine: EngineChoice,
-    /// Take QEMU's image locks.
-    pub lock: bool,
+    /// When QEMU's image locks are held.
+    pub locking: Locking,
 }
 
 /// A disk in a file or block device.
@@ -75,7 +76,7 @@ impl File {
                 )
             })?,
         };
-        let image = Image::open(path, options.read_only, options.direct, options.lock)?;
+        let image = Image::open(path, options.read_only, options.direct, options.locking)?;
         Ok(File::of(image, use_uring))
     }
 
@@ -92,7 +93,7 @@ impl File {
     /// Opened with O_DIRECT, as if it had blocks of `block` bytes.
     #[cfg(test)]
     pub(super) fn open_with_blocks(path: &Path, block: u32) -> Result<File, Error> {
-        let mut image = Image::open(path, false, true, false)?;
+        let mut image = Image::open(path, false, true, Locking::Never)?;
         image.block_size = block;
         image.alignment = Some(transfer::Alignment {
             memory: block as usize,
