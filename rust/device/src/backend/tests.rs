@@ -1,8 +1,8 @@
 //! Every backend against a model, and QEMU's locks against QEMU.
 
 use super::{
-    Backend, Completion, Engine, EngineChoice, Error, File, Local, Memory, Notice, Observer, Op,
-    Locking, OpenOptions, Submitted, Token, check, io_uring_allowed,
+    Backend, Completion, Engine, EngineChoice, Error, File, Local, Locking, Memory, Notice,
+    Observer, Op, OpenOptions, Submitted, Token, check, io_uring_allowed,
 };
 use crate::mailbox::{Completer, Mail, Mailbox};
 use crate::testing::{Random, buffer};
@@ -535,10 +535,16 @@ fn an_image_that_is_locked_while_it_is_served_goes_from_one_to_the_other() {
     assert!(target.attach(&second.local).is_err());
     drop(second);
     let mut third = Bench::new(&target);
-    assert_eq!(third.read(0, 1024, &[]).unwrap(), [vec![1; 512], vec![2; 512]].concat());
+    assert_eq!(
+        third.read(0, 1024, &[]).unwrap(),
+        [vec![1; 512], vec![2; 512]].concat()
+    );
     assert!(source.attach(&third.local).is_err());
     target.close().unwrap();
-    assert!(source.attach(&third.local).is_err(), "a virtqueue works on it");
+    assert!(
+        source.attach(&third.local).is_err(),
+        "a virtqueue works on it"
+    );
     drop(third);
     drop(Bench::new(&source));
     scratch.open(PLAIN).unwrap();

@@ -1,6 +1,7 @@
 //! What only this room sees of a file.
 
 use super::image::Image;
+use super::lock::Locking;
 use super::transfer::{Alignment, Direction, Transfer};
 use crate::backend::uring::{Uring, io_uring_allowed};
 use crate::backend::{Op, Token};
@@ -23,7 +24,7 @@ impl Scratch {
     }
 
     fn open(&self) -> Image {
-        Image::open(&self.0, false, false, false).unwrap()
+        Image::open(&self.0, false, false, Locking::Never).unwrap()
     }
 }
 
