@@ -211,6 +211,24 @@ def test_what_a_vm_asked_for_is_finished_and_flushed_at_the_end(
     assert image.read_bytes()[: 4 * SECTOR] == b"".join(bytes([n]) * SECTOR for n in range(1, 5))
 
 
+def test_what_is_never_finished_is_not_called_flushed(tmp_path: Path) -> None:
+    options = "memory --size 1M --layer delay,write=1000s --json"
+    with (
+        command(tmp_path, *options.split(), door=DOOR) as blk,
+        RawVm(packed=False) as vm,
+    ):
+        blk.facts()
+        vm.connect(blk.socket)
+        vm.submit(0, T_OUT, 0)
+        while counted(blk)["devices"]["disk0"]["in_flight"] != 1:
+            pass
+        code, out, _ = blk.end()
+    assert code == 1
+    ended = json.loads(out.splitlines()[-1])
+    assert ended["broken"] is True
+    assert ended["reason"].startswith("not all requests were finished: ")
+
+
 def test_a_resize_reaches_the_vm(tmp_path: Path, image: Path) -> None:
     ours, theirs = socket.socketpair()
     with (

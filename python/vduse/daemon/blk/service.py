@@ -105,7 +105,10 @@ class Service:
         was."""
         failures = []
         try:
-            failures.append(self._attachment.detach(answering=self.broken() is None))
+            answering = self.broken() is None
+            failures.append(self._attachment.detach(answering=answering))
+            if answering and (ended := self._device.ended) is not None:
+                failures.append(f"not all requests were finished: {ended}")
             try:
                 self._exits.close()
             except (OSError, DeviceError) as error:
