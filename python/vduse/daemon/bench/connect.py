@@ -111,5 +111,5 @@ def _refused(options: BenchOptions, relay: Relay, error: Exception) -> Exception
     elif "PROTOCOL_FEATURES" in why:
         why = "the server offers no VHOST_USER_F_PROTOCOL_FEATURES, which is needed here"
     elif why.startswith("queues: "):
-        why += f" (has it virtqueues of --queue-size {options.queue_size}?)"
+        why += f" (its virtqueues may be smaller than --queue-size {options.queue_size})"
     return UserError(f"{options.socket}: {why}")
