@@ -68,6 +68,10 @@ def test_choice_and_its_reason(options: BlkOptions, via: str, chosen: bool) -> N
             "a device has one driver at a time: --nbd or --vhost-user",
         ),
         (
+            BlkOptions("null", vhost_user="v", umem=True),
+            "--umem is for bounce pages, and --vhost-user has none: leave it out",
+        ),
+        (
             BlkOptions("null", nbd="n", vhost_user_mode=0),
             "--vhost-user-mode is for a socket: --vhost-user SOCKET",
         ),

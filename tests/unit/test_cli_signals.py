@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM become one exception, and not where a resource changes hands."""
+"""SIGINT, SIGTERM and SIGHUP become one exception, and not where a resource changes hands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from vduse.daemon.errors import Stopped
 from vduse.daemon.signals import Stopper
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_signal_is_raised(signum: signal.Signals, code: int) -> None:
     former = signal.getsignal(signum)
     stopper = Stopper()
@@ -20,6 +22,17 @@ def test_signal_is_raised(signum: signal.Signals, code: int) -> None:
         signal.raise_signal(signum)
     assert stopped.value.exit_code == code
     assert signal.getsignal(signum) is former
+
+
+def test_ignored_hangup_stays_ignored() -> None:
+    """nohup(1)."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stopper().installed():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 def test_held_signal_is_raised_at_the_end() -> None:

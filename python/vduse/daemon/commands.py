@@ -206,8 +206,8 @@ TABLE: tuple[Command[Any, Any] | Group, ...] = (
         name="blk",
         help="Serve a disk, as a /dev/vdX, over NBD or vhost-user, until stopped",
         description=(
-            "Serves a virtio-blk device until SIGINT or SIGTERM: on the kernel's VDUSE as a\n"
-            "/dev/vdX (or a /dev/vhost-vdpa-N), as root; or through the embedded framework, as\n"
+            "Serves a virtio-blk device until SIGINT, SIGTERM or SIGHUP: on the kernel's VDUSE\n"
+            "as a /dev/vdX (or a /dev/vhost-vdpa-N), as root; or through the embedded framework, as\n"
             "anybody, to NBD clients (virtio_vdpa) or to a virtual machine over vhost-user\n"
             "(vhost_vdpa). A /dev/vdX that is mounted or open then is served until it is not; a\n"
             "second signal ends the program at once. SIGUSR1 prints the statistics as one line\n"

@@ -1,7 +1,7 @@
 """What ends a command early, and the exit code of each.
 
 UserError             2    a person's mistake: one line that says what to do
-Stopped            128+n    SIGINT (130) or SIGTERM (143); everything was cleaned up
+Stopped            128+n    SIGINT (130), SIGTERM (143) or SIGHUP (129); everything was cleaned up
 BrokenPipeError       1    whoever read our output has gone; nothing is said
 any other Exception   1    a fault of ours: a hint, and the traceback with -v
 

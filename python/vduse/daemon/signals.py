@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM become one exception in the main thread, and only where that is safe."""
+"""SIGINT, SIGTERM and SIGHUP become one exception in the main thread, where that is safe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 from vduse.daemon.errors import Stopped
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds in which a signal that comes again is the same one: timeout(1) sends it to the process
 #: and to its group.
 _AGAIN = 0.1
@@ -40,8 +40,14 @@ class Stopper:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handles the signals, and puts the former handlers back."""
-        former = {signum: signal.signal(signum, self._on_signal) for signum in _SIGNALS}
+        """Handles the signals, and puts the former handlers back. A SIGHUP that is ignored stays
+        so: nohup(1) asks for that."""
+        signals = [
+            signum
+            for signum in _SIGNALS
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN
+        ]
+        former = {signum: signal.signal(signum, self._on_signal) for signum in signals}
         try:
             yield
         finally:

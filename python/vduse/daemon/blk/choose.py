@@ -66,6 +66,8 @@ def _check_vhost_user(options: BlkOptions) -> None:
         raise UserError(f"{given[0]} is for a socket: --vhost-user SOCKET")
     if options.vhost_user is not None and options.nbd is not None:
         raise UserError("a device has one driver at a time: --nbd or --vhost-user")
+    if options.vhost_user is not None and options.umem:
+        raise UserError("--umem is for bounce pages, and --vhost-user has none: leave it out")
 
 
 def _check_kernel(options: BlkOptions, socket: str | None) -> None:

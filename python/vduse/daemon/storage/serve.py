@@ -55,9 +55,6 @@ def serve(options: StorageDaemonOptions, context: Context) -> Generator[Facts]:
     """Running, then Ended after quit, SIGTERM, SIGINT or SIGHUP. UserError."""
     with ExitStack() as exits:
         exits.enter_context(context.stopper.held(twice_ends=True))
-        # As with QEMU's: the terminal's end is an order like the others.
-        hangup = signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-        exits.callback(signal.signal, signal.SIGHUP, hangup)
         control = KernelControl()
         exits.callback(control.close)
         try:
