@@ -207,11 +207,11 @@ TABLE: tuple[Command[Any, Any] | Group, ...] = (
         help="Serve a disk, as a /dev/vdX, over NBD or vhost-user, until stopped",
         description=(
             "Serves a virtio-blk device until SIGINT, SIGTERM or SIGHUP: on the kernel's VDUSE\n"
-            "as a /dev/vdX (or a /dev/vhost-vdpa-N), as root; or through the embedded framework, as\n"
-            "anybody, to NBD clients (virtio_vdpa) or to a virtual machine over vhost-user\n"
-            "(vhost_vdpa). A /dev/vdX that is mounted or open then is served until it is not; a\n"
-            "second signal ends the program at once. SIGUSR1 prints the statistics as one line\n"
-            "of JSON. Exit code 1 if the device broke."
+            "as a /dev/vdX (or a /dev/vhost-vdpa-N), as root; or through the embedded\n"
+            "framework, as anybody, to NBD clients (virtio_vdpa) or to a virtual machine over\n"
+            "vhost-user (vhost_vdpa). A /dev/vdX that is mounted or open then is served until it\n"
+            "is not; a second signal ends the program at once. SIGUSR1 prints the statistics as\n"
+            "one line of JSON. Exit code 1 if the device broke."
         ),
         examples=(
             ("vduse blk disk.img", "an image as a /dev/vdX of the kernel's, as root"),
