@@ -98,9 +98,13 @@ def test_a_guest_that_reads_and_writes_moves(tmp_path: Path, queues: int, packed
             monitor.do(
                 "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
             )
-            # Some seconds, in which the guest goes on.
+            # So slow that the guest goes on for rounds, and writes faster than it is copied.
             monitor.do("migrate-set-parameters", **{"max-bandwidth": 24 * MIB})
             monitor.do("migrate", uri=way)
+            for _ in range(3):
+                source.line()
+            # Then so fast that it comes to an end, however fast this machine runs the guest.
+            monitor.do("migrate-set-parameters", **{"max-bandwidth": 4096 * MIB})
             assert monitor.migrated() == "completed", source.console
         moved_to = int(target.line().removeprefix("round "))
         for _ in range(3):
