@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import stat
 import struct
 from collections.abc import Iterator
@@ -84,4 +85,15 @@ def device_cgroup(name: str, *nodes: str) -> Iterator[Path]:
     finally:
         os.close(program)
         os.close(folder)
+        _wait_until_empty(group)
         group.rmdir()
+
+
+def _wait_until_empty(group: Path) -> None:
+    """What a container leaves behind is killed with its process 1, but ends later."""
+    with open(group / "cgroup.events") as events:
+        changes = select.poll()
+        changes.register(events, select.POLLPRI)
+        while "populated 1" in events.read():
+            assert changes.poll(60_000), (group / "cgroup.procs").read_text()
+            events.seek(0)
