@@ -1,11 +1,11 @@
-"""What one test has on its bench: a framework, the devices on it, and a look at what is left
-when all is cleared away. The pytest plugin's fixtures are made of it."""
+"""What one test has on its bench: a framework, devices and daemons on it, and a look at what is
+left when all is cleared away. The pytest plugin's fixtures are made of it."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,8 +15,10 @@ from vduse.backends.layers import Faults, error
 from vduse.backends.python import PythonBackend
 from vduse.backends.spec import open_backend
 from vduse.channel.tap import Recorder
+from vduse.device.workers import shared_pool
 from vduse.framework import Framework
 from vduse.testing.closing import Closing
+from vduse.testing.daemon import Daemon
 from vduse.testing.harness import BlkSpec, BlkStack, BusDriver, LocalDevice, Where
 from vduse.testing.leaks import Held
 
@@ -33,6 +35,7 @@ class Bench(Closing):
         self._held = Held.now()
         self._tap = Recorder()
         self._stacks: list[BlkStack] = []
+        self._daemons: list[Daemon] = []
         #: Objects to close, by id: one may serve several devices.
         self._backends: dict[int, _native.Backend | PythonBackend] = {}
         with ExitStack() as undo:
@@ -65,6 +68,13 @@ class Bench(Closing):
         self._stacks.append(stack)
         return stack
 
+    def daemon(self, *argv: str, env: Mapping[str, str] | None = None) -> Daemon:
+        """A running VDUSE daemon, by its command line; see :class:`Daemon`. ProgramError."""
+        daemon = Daemon(self.framework, argv, env=env)
+        self._exits.callback(daemon.close)
+        self._daemons.append(daemon)
+        return daemon
+
     def _backend(self, backend: str | _native.Backend | PythonBackend) -> str | _native.Backend:
         if isinstance(backend, str):
             return backend
@@ -85,6 +95,7 @@ class Bench(Closing):
                 read_only=spec.read_only,
                 direct=spec.direct,
                 layers=spec.layers,
+                pool=shared_pool,
             )
         elif isinstance(backend, PythonBackend):
             backend = backend.native
@@ -93,8 +104,9 @@ class Bench(Closing):
         return replace(spec, backend=backend, size=None, layers=())
 
     def sections(self) -> list[tuple[str, str]]:
-        """Titles and texts about every device, and the control path's last messages."""
+        """Titles and texts about every device and daemon, and the control path's last messages."""
         found = [(f"vduse {stack.spec.name}", _describe(stack)) for stack in self._stacks]
+        found += [(f"vduse daemon {each.argv[0]}", each.describe()) for each in self._daemons]
         lines = self._tap.lines(times=True)
         left_out = [f"... {len(lines) - _SHOWN} before"] if len(lines) > _SHOWN else []
         return [*found, ("vduse control path", "\n".join(left_out + lines[-_SHOWN:]))]
@@ -106,6 +118,7 @@ class Bench(Closing):
         finally:
             self._backends.clear()
             self._stacks.clear()  # their memory lives as long as they
+            self._daemons.clear()
 
     def leaks(self) -> list[str]:
         """After :meth:`close`: fds and threads that were not there before."""

@@ -13,7 +13,7 @@ from vduse.device.control_thread import ControlThread
 from vduse.device.workers import shared_pool
 
 #: Seconds that threads which were told to end are given; a file's idle ones stay for 5.
-PATIENCE = 10.0
+PATIENCE = 30.0
 #: Seconds between two looks.
 _PAUSE = 0.01
 #: A worker makes one of each at its first file, and keeps them.

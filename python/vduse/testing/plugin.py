@@ -1,5 +1,5 @@
-"""Fixtures for tests of devices, backends and what uses them; pytest loads this by its entry
-point. docs/testing-your-device.md shows them at work.
+"""Fixtures for tests of devices, backends, daemons and what uses them; pytest loads this by its
+entry point. docs/testing-your-device.md and docs/testing-your-daemon.md show them at work.
 
 Nothing else of vduse is imported before a test asks for a fixture.
 """
@@ -7,6 +7,8 @@ Nothing else of vduse is imported before a test asks for a fixture.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from vduse.bus.disk import Disk
     from vduse.framework import Framework
     from vduse.testing.bench import Bench
+    from vduse.testing.conformance import Conformance
+    from vduse.testing.daemon import Daemon
     from vduse.testing.harness import BlkStack
 
 MARKERS = (
@@ -29,6 +33,16 @@ _BENCH = pytest.StashKey["Bench"]()
 _FAILED = pytest.StashKey[bool]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where reports on daemons go."""
+    parser.getgroup("vduse").addoption(
+        "--vduse-reports",
+        metavar="DIR",
+        type=Path,
+        help="write what vduse_conformance finds into DIR, as text and JUnit XML",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Makes the markers known."""
     for line in MARKERS:
@@ -36,10 +50,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each profile that the marker names."""
+    """One test for each profile that the marker names, and for each rule."""
     mark = metafunc.definition.get_closest_marker("vduse_profile")
     if mark is not None and "vduse_profile" in metafunc.fixturenames:
         metafunc.parametrize("vduse_profile", mark.args)
+    if "vduse_rule" in metafunc.fixturenames:
+        from vduse.check.rules import RULES
+
+        metafunc.parametrize("vduse_rule", list(RULES), indirect=True)
 
 
 @pytest.fixture
@@ -81,6 +99,29 @@ def vduse_device(_vduse_bench: Bench) -> Callable[..., BlkStack]:
     """Makes running block devices on :func:`vduse_framework`; see
     :meth:`vduse.testing.bench.Bench.device`."""
     return _vduse_bench.device
+
+
+@pytest.fixture
+def vduse_daemon(_vduse_bench: Bench) -> Callable[..., Daemon]:
+    """Starts VDUSE daemons, unmodified programs, by their command lines, on
+    :func:`vduse_framework`; see :meth:`vduse.testing.bench.Bench.daemon`."""
+    return _vduse_bench.daemon
+
+
+@pytest.fixture(scope="session")
+def vduse_conformance(pytestconfig: pytest.Config) -> Callable[..., Conformance]:
+    """Holds a daemon, by its command line, to every rule of docs/conformance.md; see
+    :func:`vduse.testing.conformance.conformance`."""
+    from vduse.testing.conformance import conformance
+
+    return partial(conformance, folder=pytestconfig.getoption("--vduse-reports"))
+
+
+@pytest.fixture
+def vduse_rule(request: pytest.FixtureRequest) -> str:
+    """The name of a rule: a test of its own for each."""
+    rule: str = request.param
+    return rule
 
 
 @pytest.fixture

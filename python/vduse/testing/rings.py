@@ -92,6 +92,12 @@ class SplitRing:
         self.avail_index = 0
         self._used_index = 0
 
+    def start_at(self, index: int) -> None:
+        """The ring is empty, and both its indices stand at ``index``."""
+        self.avail_index = self._used_index = index
+        self.set_avail_index(index)
+        self.memory.write(self._used + 2, _U16.pack(index))
+
     @property
     def areas(self) -> tuple[int, int, int]:
         """IOVAs of the descriptor, driver (avail) and device (used) areas."""
@@ -136,6 +142,11 @@ class SplitRing:
         return self._u16(self._used + 2)
 
     @property
+    def avail_event(self) -> int:
+        """With VIRTIO_F_EVENT_IDX: the avail index after which the device wants a kick."""
+        return self._u16(self._used + 4 + 8 * self.size)
+
+    @property
     def used_flags(self) -> int:
         """1: VIRTQ_USED_F_NO_NOTIFY, the device wants no kicks."""
         return self._u16(self._used)
@@ -151,11 +162,17 @@ class SplitRing:
     def take_used(self) -> list[Used]:
         """The used elements since the last call."""
         taken: list[Used] = []
-        while self._used_index != self.used_index:
-            at = self._used + 4 + 8 * (self._used_index % self.size)
-            taken.append(Used(*_USED.unpack(self.memory.read(at, 8))))
-            self._used_index = (self._used_index + 1) & 0xFFFF
+        while (used := self.take_one()) is not None:
+            taken.append(used)
         return taken
+
+    def take_one(self) -> Used | None:
+        """The next used element, None if there is none."""
+        if self._used_index == self.used_index:
+            return None
+        at = self._used + 4 + 8 * (self._used_index % self.size)
+        self._used_index = (self._used_index + 1) & 0xFFFF
+        return Used(*_USED.unpack(self.memory.read(at, 8)))
 
 
 class PackedRing:
@@ -174,6 +191,17 @@ class PackedRing:
         self.avail_wrap = True
         self._next_used = 0
         self._used_wrap = True
+
+    def start_at(self, index: int, wrap: bool) -> None:
+        """The ring is empty, and driver and device stand at ``index``, both wrap counters at
+        ``wrap``. Flags that say otherwise are the caller's to clear."""
+        self.next_avail = self._next_used = index
+        self.avail_wrap = self._used_wrap = wrap
+
+    @property
+    def seen_used(self) -> tuple[int, bool]:
+        """Where :meth:`take_used` looks next: the descriptor, and the wrap counter."""
+        return self._next_used, self._used_wrap
 
     @property
     def areas(self) -> tuple[int, int, int]:

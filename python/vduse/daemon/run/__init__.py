@@ -1,0 +1,1 @@
+"""`vduse run`: the command."""

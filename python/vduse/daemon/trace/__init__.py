@@ -1,0 +1,1 @@
+"""Recordings: the options that make one, and the commands that read them."""

@@ -1,0 +1,1 @@
+"""`vduse run`: other people's VDUSE daemons, unmodified, on the embedded framework."""
