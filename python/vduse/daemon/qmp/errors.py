@@ -2,6 +2,7 @@
 
 QmpError              an error object: a class of QEMU's (:class:`ErrorClass`) and one line
   CommandNotFound     CommandNotFound: no such command, or not now
+  DeviceNotFound      DeviceNotFound: no object of that path
   ArgumentError       GenericError: arguments that do not fit their model
 """
 
@@ -16,6 +17,7 @@ class ErrorClass(StrEnum):
 
     GENERIC = "GenericError"
     COMMAND_NOT_FOUND = "CommandNotFound"
+    DEVICE_NOT_FOUND = "DeviceNotFound"
 
 
 class QmpError(Exception):
@@ -32,6 +34,12 @@ class CommandNotFound(QmpError):
     """No such command, or not now."""
 
     error_class = ErrorClass.COMMAND_NOT_FOUND
+
+
+class DeviceNotFound(QmpError):
+    """No object of that path."""
+
+    error_class = ErrorClass.DEVICE_NOT_FOUND
 
 
 class ArgumentError(QmpError):

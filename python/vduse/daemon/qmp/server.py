@@ -1,7 +1,8 @@
 """The server: an asyncio loop on a thread of its own, so that a program without one can have it.
 
-Commands run on another thread, one at a time; who asked waits, connections go on. A client that
-does not read is not read from, and loses its connection where events pile up for it."""
+The commands of a connection run one after the other on a thread of its own: who asked waits, other
+connections go on. A client that does not read is not read from, and loses its connection where
+events pile up for it."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ import asyncio
 import contextlib
 import json
 import logging
-import queue
+import select
 import threading
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from socket import socket
 from typing import Any, Protocol
@@ -20,7 +21,8 @@ from typing import Any, Protocol
 import msgspec
 
 from vduse.daemon.qmp.errors import QmpError
-from vduse.daemon.qmp.session import Answer, Call, Session, failure, greeting
+from vduse.daemon.qmp.runner import Runner
+from vduse.daemon.qmp.session import Call, Session, failure, greeting
 from vduse.daemon.qmp.stream import JsonStream
 from vduse.daemon.qmp.table import CommandTable, QmpCommand
 
@@ -56,20 +58,14 @@ class QmpServer:
     def __init__(self, commands: Iterable[QmpCommand]) -> None:
         """ValueError: two commands of one name."""
         self._table = CommandTable(commands)
-        self._calls: queue.SimpleQueue[tuple[Call, Future[tuple[Answer, bool]]] | None]
-        self._calls = queue.SimpleQueue()
         self._clients: set[_Client] = set()
         self._listeners: list[Listener] = []
         self._loop = asyncio.new_event_loop()
-        self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for target, name in (
-                (self._loop.run_forever, "vduse-qmp"),
-                (self._run_calls, "vduse-qmp-command"),
-            )
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._runners: set[Runner] = set()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="vduse-qmp", daemon=True
+        )
+        self._thread.start()
 
     def listen(self, listener: Listener, *, pretty: bool = False) -> None:
         """Serves who connects to ``listener``, which it takes over: one client at a time, as QEMU
@@ -78,34 +74,32 @@ class QmpServer:
         self._start(self._accept_for_ever(listener, pretty))
 
     def emit(self, event: str, data: dict[str, Any]) -> None:
-        """Sends an event to all clients that have negotiated."""
+        """Sends an event to all clients that have negotiated. After :meth:`close`: to nobody."""
         now = time.time_ns()
         stamp = {"seconds": now // 10**9, "microseconds": now // 1000 % 10**6}
         message = {"timestamp": stamp, "event": event, "data": data}
-        self._loop.call_soon_threadsafe(self._emit, message)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._emit, message)
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Runs ``callback`` on the loop's thread, soon. Not after :meth:`close`."""
+        self._loop.call_soon_threadsafe(callback)
 
     def close(self) -> None:
         """Sends what is to be sent, within :data:`LINGER` seconds, and ends all connections. A
         command that runs is not waited for longer than that."""
         if self._loop.is_closed():
             return
+        runners = self._runners.copy()
         self._start(self._shutdown()).result()
-        self._calls.put(None)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        loop_thread, call_thread = self._threads
-        loop_thread.join()
-        call_thread.join(LINGER)
+        self._thread.join()
+        deadline = time.monotonic() + LINGER
+        for runner in runners:
+            runner.join(max(0.0, deadline - time.monotonic()))
         self._loop.close()
         for listener in self._listeners:
             listener.close()
-
-    # --- the command thread -----------------------------------------------------------------
-
-    def _run_calls(self) -> None:
-        while (item := self._calls.get()) is not None:
-            call, future = item
-            if future.set_running_or_notify_cancel():
-                future.set_result(call.run())
 
     # --- the loop's thread ------------------------------------------------------------------
 
@@ -125,19 +119,42 @@ class QmpServer:
             except BaseException:
                 connection.close()
                 raise
-            client = _Client(writer, Session(self._table), pretty)
-            self._clients.add(client)
             try:
-                await self._serve(reader, client)
-            except ConnectionError as error:
-                log.debug("a connection has ended: %s", error)
-            except Exception:
-                log.exception("a connection has ended")
-            finally:
-                self._clients.discard(client)
-                await client.close()
+                client = _Client(writer, Session(self._table), pretty)
+            except OSError as error:
+                log.warning("no connection served: %s", error)
+                writer.transport.abort()
+                continue
+            served = asyncio.create_task(self._attend(reader, client))
+            await asyncio.wait({served, client.gone}, return_when=asyncio.FIRST_COMPLETED)
+            # Who has gone is waited for as long as its commands are quick: then the next client
+            # finds them done.
+            await asyncio.wait({served}, timeout=LINGER)
 
-    async def _serve(self, reader: asyncio.StreamReader, client: _Client) -> None:
+    async def _attend(self, reader: asyncio.StreamReader, client: _Client) -> None:
+        self._clients.add(client)
+        try:
+            with self._runner() as runner:
+                await self._serve(reader, client, runner)
+        except ConnectionError as error:
+            log.debug("a connection has ended: %s", error)
+        except Exception:
+            log.exception("a connection has ended")
+        finally:
+            self._clients.discard(client)
+            await client.close()
+
+    @contextlib.contextmanager
+    def _runner(self) -> Iterator[Runner]:
+        runner = Runner()
+        self._runners.add(runner)
+        try:
+            yield runner
+        finally:
+            self._runners.discard(runner)
+            runner.end()
+
+    async def _serve(self, reader: asyncio.StreamReader, client: _Client, runner: Runner) -> None:
         stream = JsonStream()
         client.send(greeting())
         while data := await reader.read(_CHUNK):
@@ -145,18 +162,16 @@ class QmpServer:
                 if isinstance(value, QmpError):
                     client.send(failure(value))
                 else:
-                    await self._request(client, value)
+                    await self._request(client, runner, value)
                 # It is read from again once it has read.
                 await client.writer.drain()
 
-    async def _request(self, client: _Client, value: bytes) -> None:
+    async def _request(self, client: _Client, runner: Runner, value: bytes) -> None:
         request = client.session.request(value)
         if not isinstance(request, Call):
             client.send(request)
             return
-        future: Future[tuple[Answer, bool]] = Future()
-        self._calls.put((request, future))
-        answer, success = await asyncio.wrap_future(future)
+        answer, success = await asyncio.wrap_future(runner.submit(request))
         client.send(answer)
         if success and request.command.answered is not None:
             request.command.answered()
@@ -181,6 +196,12 @@ class _Client:
         self.writer = writer
         self.session = session
         self._pretty = pretty
+        #: Done once it has closed its socket, which reading would tell only after its commands.
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Events that nobody asks for are EPOLLHUP and EPOLLERR.
+        self._hangup = select.epoll()
+        self._hangup.register(writer.get_extra_info("socket").fileno(), 0)
+        self.gone.get_loop().add_reader(self._hangup.fileno(), self._has_gone)
 
     def send(self, message: dict[str, Any]) -> None:
         try:
@@ -199,8 +220,15 @@ class _Client:
         else:
             self.send(message)
 
+    def _has_gone(self) -> None:
+        self.gone.get_loop().remove_reader(self._hangup.fileno())
+        if not self.gone.done():
+            self.gone.set_result(None)
+
     async def close(self) -> None:
         """What was sent arrives if the client takes it soon."""
+        self._has_gone()
+        self._hangup.close()
         self.writer.close()
         try:
             with contextlib.suppress(ConnectionError, TimeoutError):

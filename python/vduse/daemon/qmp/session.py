@@ -69,6 +69,9 @@ class Session:
             return self._request(raw, request_id)
         except QmpError as error:
             return failure(error, request_id)
+        except Exception as error:
+            log.exception("a request that was not understood")
+            return failure(QmpError(f"internal fault: {type(error).__name__}"), request_id)
 
     def _request(self, raw: dict[str, Any], request_id: Any) -> Call | Answer:
         for member, value in raw.items():

@@ -29,9 +29,9 @@ class CommandInfo(Model, frozen=True):
 @dataclass(frozen=True)
 class QmpCommand:
     """One row. ``run`` is called with an instance of ``arguments``, a struct or a union of tagged
-    structs; what it returns is of type ``result``, and None is the empty object. It runs on the
-    server's command thread, one command at a time whoever sent it: it may wait, and needs locks
-    only against threads of others. QmpError is the error that is answered."""
+    structs; what it returns is of type ``result``, and None is the empty object. It may wait: those
+    of one connection run one after the other, those of several at the same time. QmpError is the
+    error that is answered."""
 
     name: str
     #: One line.

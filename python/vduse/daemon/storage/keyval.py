@@ -13,10 +13,10 @@ from vduse.daemon.qmp.errors import ArgumentError
 _FRAGMENT = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def parse_object(text: str, implied: str) -> tuple[dict[str, Any], bool]:
+def parse_object(text: str, implied: str | None) -> tuple[dict[str, Any], bool]:
     """``KEY=VALUE,...`` with dots for what is within (``cache.direct=on``), or a JSON object.
-    ``implied``: the key of a first part that has none. A comma in a value is doubled; the last of
-    several values of a key counts.
+    ``implied``: the key of a first part that has none; None: it needs one. A comma in
+    a value is doubled; the last of several values of a key counts.
 
     The object, and whether its values are strings. ArgumentError."""
     if text.startswith("{"):
@@ -56,14 +56,14 @@ def _parse_json(text: str) -> dict[str, Any]:
     return value
 
 
-def _parts(text: str, implied: str) -> Iterator[tuple[str, str | None]]:
+def _parts(text: str, implied: str | None) -> Iterator[tuple[str, str | None]]:
     """Keys and values; None: there is no ``=``."""
     for number, part in enumerate(_split(text)):
         key, equals, value = part.partition("=")
         if equals:
             # Only values have doubled commas.
             yield key, value.replace(",,", ",")
-        elif number == 0:
+        elif number == 0 and implied is not None:
             yield implied, part.replace(",,", ",")
         else:
             yield part, None

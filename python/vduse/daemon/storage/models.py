@@ -1,81 +1,16 @@
 """The arguments and results of the daemon's commands, as QEMU's QAPI has them
-(qapi/block-core.json, block-export.json, char.json, control.json), as far as they are supported:
-a key that is not here is refused by its name. Sizes are bytes."""
+(qapi/block-core.json, block-export.json, char.json, control.json, qom.json), as far as they are
+supported: a key that is not here is refused by its name. Sizes are bytes. Those of nodes, exports
+and objects are with these."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from vduse.daemon.qmp.arguments import Model
-
-
-class Cache(Model, frozen=True, kw_only=True):
-    """BlockdevCacheOptions."""
-
-    #: O_DIRECT.
-    direct: bool = False
-    no_flush: bool = False
-
-
-class Blockdev(Model, frozen=True, kw_only=True, tag_field="driver"):
-    """BlockdevOptions: what all drivers have. None: not given."""
-
-    node_name: str | None = None
-    discard: Literal["ignore", "unmap"] | None = None
-    cache: Cache | None = None
-    read_only: bool | None = None
-    auto_read_only: bool = False
-    detect_zeroes: Literal["off"] = "off"
-
-
-class _OnFile(Blockdev, frozen=True, kw_only=True):
-    filename: str
-    aio: Literal["threads", "native", "io_uring"] = "threads"
-    locking: Literal["auto", "on", "off"] = "auto"
-    force_share: bool = False
-
-
-class FileOptions(_OnFile, frozen=True, kw_only=True, tag="file"):
-    """A regular file."""
-
-
-class HostDeviceOptions(_OnFile, frozen=True, kw_only=True, tag="host_device"):
-    """A block device of the host's."""
-
-
-class NullOptions(Blockdev, frozen=True, kw_only=True, tag="null-co"):
-    """Nothing: reads leave the buffer as it is, writes are forgotten."""
-
-    size: int = 1 << 30
-    #: Nanoseconds before a request is done.
-    latency_ns: int = 0
-    read_zeroes: bool = False
-
-
-class RawOptions(Blockdev, frozen=True, kw_only=True, tag="raw"):
-    """The raw format on another node, or on one that is defined within."""
-
-    file: str | FileOptions | HostDeviceOptions | NullOptions
-
-
-AnyBlockdev: TypeAlias = FileOptions | HostDeviceOptions | NullOptions | RawOptions
-
-
-class ExportOptions(Model, frozen=True, kw_only=True, tag_field="type", tag="vduse-blk"):
-    """BlockExportOptions of type vduse-blk."""
-
-    id: str
-    node_name: str
-    #: The VDUSE device.
-    name: str | None = None
-    #: N names it vduseN, where there is no name.
-    vduse_id: int | None = None
-    writable: bool = False
-    num_queues: int = 1
-    queue_size: int = 256
-    logical_block_size: int | None = None
-    serial: str = ""
-    writethrough: bool = False
+from vduse.daemon.qmp.arguments import Mistake, Model
+from vduse.daemon.storage.ids import is_id
+from vduse.daemon.storage.nodes.options import Blockdev
 
 
 class ChardevOptions(Model, frozen=True, kw_only=True, tag_field="backend", tag="socket"):
@@ -83,11 +18,20 @@ class ChardevOptions(Model, frozen=True, kw_only=True, tag_field="backend", tag=
 
     id: str
     path: str | None = None
-    #: The number of a listening socket that was inherited.
-    fd: int | None = None
+    #: A listening socket that was inherited: its number, or the name that systemd gave it.
+    fd: str | None = None
     server: bool = False
     #: The daemon starts only once a client has connected.
     wait: bool = True
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if not is_id(self.id):
+            yield Mistake("id", "Parameter 'id' expects an identifier")
+        if (self.path is None) == (self.fd is None):
+            yield Mistake("path", "one of 'path' and 'fd' is required")
+        if not self.server:
+            text = "Parameter 'server' must be 'on': monitors listen for clients"
+            yield Mistake("server", text)
 
 
 class MonitorOptions(Model, frozen=True, kw_only=True):
@@ -124,6 +68,40 @@ class QueryNodes(Model, frozen=True, kw_only=True):
     """Of query-named-block-nodes; nodes here have no backing files to leave out."""
 
     flat: bool = False
+
+
+class Reopen(Model, frozen=True, kw_only=True):
+    """Of blockdev-reopen: all options of each node; what is not given is as it is by default."""
+
+    options: tuple[Blockdev, ...]
+
+
+class ObjectId(Model, frozen=True, kw_only=True):
+    """Of object-del."""
+
+    id: str
+
+
+class QomGet(Model, frozen=True, kw_only=True):
+    """Of qom-get: a property of an object's."""
+
+    #: Its id, with or without ``/objects/`` before it.
+    path: str
+    property: str
+
+
+class QomSet(Model, frozen=True, kw_only=True):
+    """Of qom-set."""
+
+    path: str
+    property: str
+    value: dict[str, Any]
+
+
+class QueryStats(Model, frozen=True, kw_only=True):
+    """Of query-blockstats."""
+
+    query_nodes: bool = False
 
 
 class ExportInfo(Model, frozen=True, kw_only=True):
@@ -170,6 +148,26 @@ class NodeInfo(Model, frozen=True, kw_only=True, rename={"node_name": "node-name
     write_threshold: int = 0
     backing_file_depth: int = 0
     detect_zeroes: str = "off"
+
+
+class BlockDeviceStats(Model, frozen=True, kw_only=True, rename={}):
+    """BlockDeviceStats, as far as it is counted: of a node's exports together, since each began."""
+
+    rd_bytes: int = 0
+    wr_bytes: int = 0
+    rd_operations: int = 0
+    wr_operations: int = 0
+    flush_operations: int = 0
+    #: Discards, write zeroes, and whatever failed.
+    other_operations: int = 0
+    failed_operations: int = 0
+
+
+class BlockStats(Model, frozen=True, kw_only=True):
+    """BlockStats."""
+
+    node_name: str
+    stats: BlockDeviceStats
 
 
 class VersionTriple(Model, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""The daemon's TOML file: the command line's options said declaratively, in any order."""

@@ -1,0 +1,1 @@
+"""Operating a daemon: what scrapers, probes and people see of it while it runs."""

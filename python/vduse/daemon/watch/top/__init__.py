@@ -1,0 +1,1 @@
+"""``vduse top``: what a daemon does now."""
