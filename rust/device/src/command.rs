@@ -1,5 +1,6 @@
 //! What a worker's queues are told.
 
+use crate::backend;
 use crate::datapath::StartError;
 use crate::handle::QueueId;
 use crate::irq::Irq;
@@ -29,6 +30,14 @@ pub(crate) enum Command {
     },
     /// The device's IOTLB has a new generation.
     Refresh { device: u64, done: Done },
+    /// The device's queues take nothing more, and let go of what serves them once nothing is in
+    /// flight.
+    Pause { device: u64, done: Done },
+    /// They go on; those that have let go of what served them get it anew.
+    Resume {
+        device: u64,
+        failed: Sender<backend::Error>,
+    },
     /// Give the device's queues up.
     Discard { device: u64, done: Option<Done> },
 }

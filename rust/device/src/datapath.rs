@@ -88,6 +88,7 @@ pub(crate) struct Device {
     pub(crate) provider: Box<dyn Provider>,
     pub(crate) irq_sink: Arc<dyn IrqSink>,
     broken: AtomicBool,
+    paused: AtomicBool,
     events: Events,
     quiet: Quiet,
 }
@@ -95,6 +96,15 @@ pub(crate) struct Device {
 impl Device {
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Whether queues are to be started without what serves them.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_paused(&self, is_paused: bool) {
+        self.paused.store(is_paused, Ordering::Relaxed);
     }
 
     /// Stops the device; the first reason is told.
@@ -158,7 +168,7 @@ impl State {
 
 /// A device's data path.
 pub struct DataPath {
-    device: Arc<Device>,
+    pub(crate) device: Arc<Device>,
     pool: Arc<SharedPool>,
     first_worker: usize,
     resolver: Arc<dyn Resolver>,
@@ -188,6 +198,7 @@ impl DataPath {
             provider,
             irq_sink: hookup.irq_sink,
             broken: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             events: Events::new()?,
             quiet: Quiet::default(),
         });
@@ -460,13 +471,18 @@ impl DataPath {
         })
     }
 
+    /// Sends a command to all workers.
+    pub(crate) fn send_all(&self, command: impl Fn() -> Command) {
+        for worker in 0..self.pool.workers() {
+            self.pool.send(worker, command());
+        }
+    }
+
     /// Sends a command to all workers; true once all have dropped their `done`.
-    fn ask_all(&self, timeout: Duration, command: impl Fn(Done) -> Command) -> bool {
+    pub(crate) fn ask_all(&self, timeout: Duration, command: impl Fn(Done) -> Command) -> bool {
         let deadline = Instant::now().checked_add(timeout);
         let (done, wait) = mpsc::channel();
-        for worker in 0..self.pool.workers() {
-            self.pool.send(worker, command(done.clone()));
-        }
+        self.send_all(|| command(done.clone()));
         drop(done);
         let ended = match deadline {
             Some(deadline) => wait.recv_timeout(deadline.saturating_duration_since(Instant::now())),
@@ -494,9 +510,6 @@ impl Drop for DataPath {
     fn drop(&mut self) {
         self.pool.release(self.first_worker);
         let device = self.device.id;
-        for worker in 0..self.pool.workers() {
-            self.pool
-                .send(worker, Command::Discard { device, done: None });
-        }
+        self.send_all(|| Command::Discard { device, done: None });
     }
 }

@@ -88,6 +88,7 @@ impl Disk {
         let state = QueueState::initial(layout.packed);
         let backend = Memory::new(SECTORS * 512).expect("a small disk");
         let local = Local {
+            spawner: Default::default(),
             completer: Completer::new(Mailbox::new()),
             uring: RefCell::new(None),
         };

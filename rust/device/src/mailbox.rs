@@ -86,6 +86,11 @@ impl Completer {
         Completer(mailbox)
     }
 
+    /// Whether both are of one worker.
+    pub fn is_same(&self, other: &Completer) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Wakes the worker: an engine's deadline may be another one now.
     pub fn wake(&self) {
         self.0.put(|mail| mail.has_new_deadlines = true);

@@ -1,5 +1,4 @@
-//! One virtqueue on its worker: moves chains between the ring and what serves them, in batches;
-//! publishes once a batch, sends at most one irq a batch.
+//! One virtqueue on its worker: moves chains between the ring and what serves them, in batches.
 
 use crate::backend::{self, Completion, Local};
 use crate::command::Done;
@@ -7,11 +6,14 @@ use crate::datapath::Device;
 use crate::handle::{Handle, Outcome, QueueId};
 use crate::irq::Irq;
 use crate::live::{Live, Stop};
-use crate::service::{Intake, Service};
-use crate::stats::{Batch, Counters};
+use crate::pause::Pause;
+use crate::publisher::Publisher;
+use crate::service::{Idle, Intake, Service};
+use crate::stats::{Age, Batch, Counters};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{SendError, Sender};
 use std::time::Instant;
 use vduse_ring::Chain;
 use vduse_worker::Patience;
@@ -29,14 +31,19 @@ pub(crate) struct NewQueue {
 }
 
 impl NewQueue {
-    /// What will serve it, as `id` on the calling worker's thread.
+    /// What will serve it, as `id` on the calling worker's thread; `None` while its device is
+    /// paused.
     pub(crate) fn attach(
         &self,
         id: QueueId,
         local: &Local,
-    ) -> Result<Box<dyn Service>, backend::Error> {
+    ) -> Result<Option<Box<dyn Service>>, backend::Error> {
+        if self.device.is_paused() {
+            return Ok(None);
+        }
         let provider = &self.device.provider;
-        provider.attach(id, self.index, self.features, local)
+        let service = provider.attach(id, self.index, self.features, local)?;
+        Ok(Some(service))
     }
 }
 
@@ -54,16 +61,17 @@ pub(crate) enum Look {
 /// A queue on its worker.
 pub(crate) struct Queue {
     pub(crate) id: QueueId,
-    pub(crate) device: Arc<Device>,
-    index: u32,
     /// `None` once the queue was given up: requests in flight then end unseen.
     live: Option<Live>,
     service: Box<dyn Service>,
+    pause: Pause,
+    /// Negotiated feature bits.
+    features: u64,
     kick: OwnedFd,
-    irq: Irq,
-    counters: Arc<Counters>,
+    out: Publisher,
     handle: Arc<Handle>,
-    batch: Batch,
+    /// Of the requests in flight.
+    age: Age,
     is_draining: bool,
     /// The service has panicked: it is not asked for deadlines any more.
     has_panicked: bool,
@@ -80,18 +88,29 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(id: QueueId, new: NewQueue, service: Box<dyn Service>) -> Queue {
+    /// Without a `service` it begins paused.
+    pub(crate) fn new(id: QueueId, new: NewQueue, service: Option<Box<dyn Service>>) -> Queue {
+        let mut batch = Batch::default();
+        batch.stats.resubmitted = new.live.ring.recovered().into();
         Queue {
             id,
-            device: new.device,
-            index: new.index,
             live: Some(new.live),
-            service,
+            pause: match service {
+                Some(_) => Pause::No,
+                None => Pause::Complete,
+            },
+            service: service.unwrap_or_else(|| Box::new(Idle)),
+            features: new.features,
             kick: new.kick,
-            irq: new.irq,
-            counters: new.counters,
+            out: Publisher {
+                device: new.device,
+                index: new.index,
+                irq: new.irq,
+                counters: new.counters,
+                batch,
+            },
             handle: new.handle,
-            batch: Batch::default(),
+            age: Age::default(),
             is_draining: false,
             has_panicked: false,
             is_hot: false,
@@ -100,6 +119,10 @@ impl Queue {
             must_turn: true,
             waiters: Vec::new(),
         }
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.out.device
     }
 
     pub(crate) fn kick_fd(&self) -> BorrowedFd<'_> {
@@ -112,7 +135,7 @@ impl Queue {
     }
 
     pub(crate) fn kicked(&mut self) {
-        self.batch.stats.kicks += 1;
+        self.out.batch.stats.kicks += 1;
         // Otherwise a look tells: a kick may be for what was taken before it was seen.
         self.must_turn |= self.live.as_ref().is_some_and(|live| live.is_stale);
     }
@@ -123,6 +146,9 @@ impl Queue {
         let Some(live) = &self.live else {
             return Look::Never;
         };
+        if !matches!(self.pause, Pause::No) {
+            return Look::Never;
+        }
         if self.must_turn {
             return Look::Work;
         }
@@ -153,8 +179,8 @@ impl Queue {
         if !self.is_draining {
             live.ring.suppress_kicks();
         }
-        self.batch.begin();
-        let mut intake = Intake::new(live, &mut self.batch, chain, self.is_draining);
+        self.out.batch.begin();
+        let mut intake = Intake::new(live, &mut self.out, chain, self.is_draining);
         self.service.take(&mut intake)?;
         let has_taken = intake.has_taken();
         self.service.flush();
@@ -204,43 +230,29 @@ impl Queue {
             live.refresh()?;
         }
         self.service
-            .deliver(slot, completion, live, &mut self.batch);
+            .deliver(slot, completion, live, &mut self.out.batch);
         Ok(())
     }
 
-    /// End of a batch: the driver sees what was completed; at most one irq. The ring is still
-    /// where the batch found it, since what was staged lies there; a newer generation is
-    /// acknowledged between batches.
+    /// End of a batch: the driver sees what was completed since [`Intake`] published last.
     pub(crate) fn publish(&mut self) -> Result<(), Stop> {
         self.service.flush();
-        if self.live.is_none() {
-            return Ok(());
-        }
-        for failure in self.batch.failures.drain(..) {
-            self.device.failed(self.index, &failure);
-        }
-        // Before the driver sees the requests: who has seen one finds it counted.
-        self.counters.end(&mut self.batch);
-        self.count();
-        if let Some(live) = &mut self.live
-            && (std::mem::take(&mut live.is_staged) | std::mem::take(&mut live.owes_publication))
-        {
-            live.check_memory()?;
-            self.batch.stats.batches += 1;
-            if live.ring.publish() {
-                self.batch.stats.irqs += 1;
-                self.irq.send(self.device.irq_sink.as_ref());
-            } else {
-                self.batch.stats.irqs_suppressed += 1;
-            }
+        if let Some(live) = &mut self.live {
+            self.out.publish(live)?;
             self.count();
         }
         Ok(())
     }
 
     fn count(&mut self) {
-        self.counters.add(&mut self.batch);
-        self.counters.set_in_flight(self.service.in_flight());
+        self.out.counters.add(&mut self.out.batch);
+        let service = &*self.service;
+        self.out.counters.set_in_flight(
+            service.in_flight(),
+            &mut self.age,
+            self.out.batch.clock(),
+            || service.oldest(),
+        );
     }
 
     /// Takes nothing more from now on; a turn tells the service. The ring is left asking for
@@ -248,11 +260,66 @@ impl Queue {
     pub(crate) fn drain(&mut self) {
         self.is_draining = true;
         self.must_turn = true;
+        self.ask_for_kicks();
+    }
+
+    fn ask_for_kicks(&mut self) {
         if self.is_hot
             && let Some(live) = &mut self.live
         {
             live.ring.enable_kicks();
         }
+    }
+
+    /// Takes nothing more until it is resumed; requests that come stay in the ring. `done` is
+    /// dropped once nothing is in flight, see [`Queue::rest`].
+    pub(crate) fn pause(&mut self, done: Done) {
+        self.ask_for_kicks();
+        self.pause.begin(done);
+    }
+
+    /// Lets go of what serves it, if it is to and nothing is in flight; whether it has.
+    pub(crate) fn rest(&mut self) -> bool {
+        let Pause::Begun(_) = self.pause else {
+            return false;
+        };
+        let is_staged = self.live.as_ref().is_some_and(|live| live.is_staged);
+        if is_staged || self.service.in_flight() > 0 {
+            return false;
+        }
+        let service = std::mem::replace(&mut self.service, Box::new(Idle));
+        // A panic in a backend's end is nobody else's.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(service)));
+        self.pause = Pause::Complete;
+        true
+    }
+
+    /// Whether it has let go of what served it: [`Queue::resume`] needs another.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        matches!(self.pause, Pause::Complete)
+    }
+
+    /// What is to serve it from now on, on the calling worker's thread.
+    pub(crate) fn attach(&self, local: &Local) -> Result<Box<dyn Service>, backend::Error> {
+        let provider = &self.device().provider;
+        provider.attach(self.id, self.out.index, self.features, local)
+    }
+
+    /// What serves it cannot be had; where nobody waits for that, the device is broken.
+    pub(crate) fn cannot_resume(&self, error: backend::Error, failed: &Sender<backend::Error>) {
+        if let Err(SendError(error)) = failed.send(error) {
+            let message = format!("cannot go on: {error}");
+            self.out.device.set_broken(self.out.index, message);
+        }
+    }
+
+    /// Goes on, with `service` where it has let go of its own.
+    pub(crate) fn resume(&mut self, service: Option<Box<dyn Service>>) {
+        if let Some(service) = service {
+            self.service = service;
+        }
+        self.pause = Pause::No;
+        self.must_turn = true;
     }
 
     /// The view's acknowledgement of a new generation. The ring follows when it is next used:
@@ -265,8 +332,8 @@ impl Queue {
     }
 
     pub(crate) fn set_irq(&mut self, irq: Irq) {
-        self.irq = irq;
-        self.irq.send(self.device.irq_sink.as_ref());
+        self.out.irq = irq;
+        self.out.signal();
     }
 
     /// Gives the queue up: guest memory is not touched any more except by what the service
@@ -289,8 +356,8 @@ impl Queue {
             return;
         }
         // From here on the counters belong to the queue's next run.
-        self.counters.add(&mut self.batch);
-        self.counters.set_in_flight(0);
+        self.out.counters.add(&mut self.out.batch);
+        self.out.counters.end_in_flight();
         self.handle.end(Outcome::Broken);
         self.service.discard();
     }
@@ -300,7 +367,7 @@ impl Queue {
         self.has_panicked |= matches!(why, Stop::Panic);
         let taken_away = self.live.as_ref().map(Live::check_memory);
         let why = taken_away.and_then(Result::err).unwrap_or(why);
-        self.device.set_broken(self.index, why.to_string());
+        self.out.device.set_broken(self.out.index, why.to_string());
         self.discard(None);
     }
 

@@ -4,6 +4,7 @@
 use crate::backend::{self, Completion, Local, Observer};
 use crate::handle::QueueId;
 use crate::live::{Live, Stop};
+use crate::publisher::Publisher;
 use crate::stats::Batch;
 use std::sync::Weak;
 use std::time::Instant;
@@ -11,6 +12,10 @@ use vduse_ring::Chain;
 
 /// Chains taken before other queues have their turn.
 const BATCH_CHAINS: usize = 128;
+/// Chains whose completions the driver sees together, where a service completes them as it takes
+/// them: driver and device then work side by side. With fewer the ring's cache lines go to and fro
+/// too often, with more the driver is done before it sees any, and sleeps (docs/performance.md).
+const PUBLISH_EVERY: usize = 4;
 /// Bytes of chains taken, and charged, before other queues have their turn.
 const BATCH_BYTES: u64 = 1 << 20;
 
@@ -48,6 +53,41 @@ pub(crate) trait Service {
 
     /// Chains taken and not completed.
     fn in_flight(&self) -> usize;
+
+    /// When the first of those was taken.
+    fn oldest(&self) -> Option<Instant>;
+}
+
+/// Serves a queue that is paused: nothing reaches it.
+pub(crate) struct Idle;
+
+impl Service for Idle {
+    fn take(&mut self, _intake: &mut Intake<'_>) -> Result<(), Stop> {
+        Ok(())
+    }
+
+    fn deliver(
+        &mut self,
+        _slot: u32,
+        _completion: Completion,
+        _live: &mut Live,
+        _batch: &mut Batch,
+    ) {
+    }
+
+    fn flush(&mut self) {}
+
+    fn discard(&mut self) {}
+
+    fn abandon(&mut self, _slot: u32) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// Makes the services of a device's queues: what the device is.
@@ -68,7 +108,7 @@ pub(crate) trait Provider: Send + Sync {
 /// The chains that a queue offers its service in one turn.
 pub(crate) struct Intake<'a> {
     pub(crate) live: &'a mut Live,
-    pub(crate) batch: &'a mut Batch,
+    pub(crate) out: &'a mut Publisher,
     /// What [`Intake::pop`] found.
     pub(crate) chain: &'a mut Chain,
     /// Nothing new is taken, only what a predecessor had in flight.
@@ -80,13 +120,13 @@ pub(crate) struct Intake<'a> {
 impl<'a> Intake<'a> {
     pub(crate) fn new(
         live: &'a mut Live,
-        batch: &'a mut Batch,
+        out: &'a mut Publisher,
         chain: &'a mut Chain,
         is_draining: bool,
     ) -> Intake<'a> {
         Intake {
             live,
-            batch,
+            out,
             chain,
             is_draining,
             chains: 0,
@@ -97,6 +137,10 @@ impl<'a> Intake<'a> {
     /// Takes the next chain; false at the end of the batch.
     pub(crate) fn pop(&mut self) -> Result<bool, Stop> {
         let live = &mut *self.live;
+        if self.chains.is_multiple_of(PUBLISH_EVERY) && live.is_staged {
+            self.out.publish(live)?;
+            self.out.batch.go_on();
+        }
         // A drain takes what a predecessor had in flight, and nothing else.
         if self.is_draining && live.ring.recovered() == 0 {
             return Ok(false);
@@ -108,7 +152,7 @@ impl<'a> Intake<'a> {
             return Ok(false);
         }
         // Read before the first request runs: it may run to its end while it is served.
-        self.batch.taken();
+        self.out.batch.taken();
         self.chains += 1;
         self.bytes += chain_bytes(self.chain);
         Ok(true)

@@ -1,12 +1,12 @@
 //! What is counted of one queue: written by its worker a batch at a time, read by anybody. The
-//! clock is read twice a batch: when its requests are taken, and when they are published.
+//! clock is read when a turn's first requests are taken, and at each publication.
 
 use crate::blk::Traffic;
 use crate::failures::Failure;
 use rustix::io::Errno;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::sync::{LazyLock, OnceLock};
+use std::time::{Duration, Instant};
 use vduse_histogram::{Counts, Histogram};
 
 /// Latencies are known to 12 %.
@@ -71,6 +71,8 @@ counters! {
     batches,
     /// IOTLB misses (of the device).
     iotlb_misses,
+    /// Requests that a predecessor had taken and not completed, carried out again.
+    resubmitted,
     /// Requests taken and not yet completed, now.
     in_flight,
 }
@@ -83,7 +85,11 @@ pub struct Distributions {
     pub read: Counts,
     /// Latency of writes.
     pub write: Counts,
-    /// Latency of flushes, discards, what else there is, and of all that failed.
+    /// Latency of flushes.
+    pub flush: Counts,
+    /// Latency of discards and write zeroes.
+    pub discard: Counts,
+    /// Latency of what else there is, and of all that failed.
     pub other: Counts,
     /// Requests of each publication that had any.
     pub batch_requests: Counts,
@@ -94,6 +100,8 @@ impl Distributions {
     pub fn add(&mut self, other: &Distributions) {
         self.read.add(&other.read);
         self.write.add(&other.write);
+        self.flush.add(&other.flush);
+        self.discard.add(&other.discard);
         self.other.add(&other.other);
         self.batch_requests.add(&other.batch_requests);
     }
@@ -106,6 +114,8 @@ pub struct QueueStats {
     pub counts: Stats,
     /// The histograms.
     pub distributions: Distributions,
+    /// For how long the oldest request has been in flight, to a second; none: nothing is.
+    pub oldest: Duration,
 }
 
 impl QueueStats {
@@ -113,6 +123,7 @@ impl QueueStats {
     pub fn add(&mut self, other: &QueueStats) {
         self.counts.add(&other.counts);
         self.distributions.add(&other.distributions);
+        self.oldest = self.oldest.max(other.oldest);
     }
 }
 
@@ -129,6 +140,9 @@ pub(crate) struct Counters {
     atomics: Atomics,
     /// Made with the first request: idle queues are many.
     histograms: OnceLock<Box<Histograms>>,
+    /// When the oldest request in flight was taken, in nanoseconds after [`begin`]; 0: nothing is
+    /// in flight.
+    oldest: AtomicU64,
 }
 
 impl Counters {
@@ -138,6 +152,8 @@ impl Counters {
             Some(histograms) => Distributions {
                 read: histograms.latency[Class::Read as usize].counts(),
                 write: histograms.latency[Class::Write as usize].counts(),
+                flush: histograms.latency[Class::Flush as usize].counts(),
+                discard: histograms.latency[Class::Discard as usize].counts(),
                 other: histograms.latency[Class::Other as usize].counts(),
                 batch_requests: histograms.batch_requests.counts(),
             },
@@ -145,6 +161,12 @@ impl Counters {
         QueueStats {
             counts: self.atomics.read(),
             distributions,
+            oldest: match self.oldest.load(Relaxed) {
+                0 => Duration::ZERO,
+                taken => begin()
+                    .elapsed()
+                    .saturating_sub(Duration::from_nanos(taken)),
+            },
         }
     }
 
@@ -159,7 +181,7 @@ impl Counters {
             return;
         }
         let histograms = self.histograms.get_or_init(Box::default);
-        let now = Instant::now();
+        let now = batch.read_clock();
         let mut all = 0;
         for group in batch.ended.drain(..) {
             let latency = now.saturating_duration_since(group.taken).as_nanos();
@@ -172,8 +194,65 @@ impl Counters {
         histograms.batch_requests.record(all, 1);
     }
 
-    pub(crate) fn set_in_flight(&self, requests: usize) {
+    /// How many requests are in flight now; where there are some, `oldest` looks for the one that
+    /// was taken first: once a second at most, since it has to look at all.
+    pub(crate) fn set_in_flight(
+        &self,
+        requests: usize,
+        age: &mut Age,
+        clock: Option<Instant>,
+        oldest: impl FnOnce() -> Option<Instant>,
+    ) {
         self.atomics.in_flight.store(requests as u64, Relaxed);
+        let taken = match (requests, clock) {
+            (0, _) => age.end(),
+            (_, Some(now)) => age.look(now, oldest),
+            (_, None) => None,
+        };
+        if let Some(taken) = taken {
+            self.oldest.store(taken, Relaxed);
+        }
+    }
+
+    /// Nothing is in flight any more.
+    pub(crate) fn end_in_flight(&self) {
+        self.atomics.in_flight.store(0, Relaxed);
+        self.oldest.store(0, Relaxed);
+    }
+}
+
+/// What times in counters are relative to.
+fn begin() -> Instant {
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *BEGIN
+}
+
+/// Between two looks for the oldest request in flight.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// When a queue last looked for its oldest request in flight.
+#[derive(Debug, Default)]
+pub(crate) struct Age {
+    looked: Option<Instant>,
+}
+
+impl Age {
+    /// Nothing is in flight; what to store, if that is new.
+    fn end(&mut self) -> Option<u64> {
+        self.looked.take().map(|_| 0)
+    }
+
+    /// Something is; what to store, if it was time to look.
+    fn look(&mut self, now: Instant, oldest: impl FnOnce() -> Option<Instant>) -> Option<u64> {
+        let taken = match self.looked {
+            // All that is in flight was taken since it was empty: just now.
+            None => now,
+            Some(looked) if now.saturating_duration_since(looked) < LOOK_EVERY => return None,
+            Some(_) => oldest()?,
+        };
+        self.looked = Some(now);
+        let taken = taken.saturating_duration_since(begin()).as_nanos();
+        Some(u64::try_from(taken).unwrap_or(u64::MAX).max(1))
     }
 }
 
@@ -182,11 +261,13 @@ impl Counters {
 enum Class {
     Read,
     Write,
+    Flush,
+    Discard,
     Other,
 }
 
 impl Class {
-    const ALL: usize = 3;
+    const ALL: usize = 5;
 }
 
 /// Requests that were taken together and are published together.
@@ -202,6 +283,8 @@ pub(crate) struct Batch {
     pub(crate) stats: Stats,
     /// When this turn's requests were taken; unknown until there is one.
     taken: Option<Instant>,
+    /// The clock's last reading, whatever it was read for.
+    clock: Option<Instant>,
     ended: Vec<Ended>,
     /// By the backend; the first of each errno.
     pub(crate) failures: Vec<Failure>,
@@ -213,9 +296,30 @@ impl Batch {
         self.taken = None;
     }
 
+    /// The turn goes on after a publication: what is taken next is taken at its moment, for which
+    /// the clock was read.
+    pub(crate) fn go_on(&mut self) {
+        self.taken = self.clock;
+    }
+
     /// When the requests of this turn were taken: now, if this is the first one.
     pub(crate) fn taken(&mut self) -> Instant {
-        *self.taken.get_or_insert_with(Instant::now)
+        match self.taken {
+            Some(taken) => taken,
+            None => {
+                let now = self.read_clock();
+                *self.taken.insert(now)
+            }
+        }
+    }
+
+    /// The clock's last reading.
+    pub(crate) fn clock(&self) -> Option<Instant> {
+        self.clock
+    }
+
+    fn read_clock(&mut self) -> Instant {
+        *self.clock.insert(Instant::now())
     }
 
     /// Counts a request that has ended; it was taken at `taken`.
@@ -230,6 +334,8 @@ impl Batch {
                 self.stats.bytes_written += bytes;
                 Class::Write
             }
+            Ok(Traffic::Flush) => Class::Flush,
+            Ok(Traffic::Discard) => Class::Discard,
             Ok(Traffic::Other) => Class::Other,
             Err(_) => {
                 self.stats.errors += 1;

@@ -1,6 +1,7 @@
 //! What this crate's tests share: guest memory behind a resolver, and random numbers.
 
-use crate::Buffer;
+use crate::backend::{Backend, Piece as Part, StatusRequest};
+use crate::{Buffer, Extent};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::os::fd::{AsFd, OwnedFd};
@@ -187,4 +188,16 @@ impl std::ops::Deref for TestPool {
     fn deref(&self) -> &crate::Pool {
         &self.queues
     }
+}
+
+/// What a backend answers, whenever it does.
+pub(crate) fn status_of(
+    backend: &dyn Backend,
+    extent: Extent,
+    most: usize,
+) -> Result<Vec<Part>, Errno> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let tell = move |answer| sender.send(answer).unwrap();
+    backend.block_status(StatusRequest::new(extent, most, tell));
+    receiver.recv().unwrap()
 }

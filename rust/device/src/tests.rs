@@ -5,6 +5,7 @@ mod hot;
 mod irqs;
 mod log;
 mod panics;
+mod pause;
 mod races;
 mod stacked;
 mod statistics;
@@ -87,8 +88,13 @@ impl Rig {
     /// With the queue not yet started.
     fn idle(pool: &Pool, backend: Arc<dyn Backend>, packed: bool) -> Rig {
         let disk = Disk::new(backend, DISK / 512, Limits::default(), b"test");
+        Rig::of(pool, &Arc::new(disk), packed)
+    }
+
+    /// The same of a disk that the test keeps, too.
+    fn of(pool: &Pool, disk: &Arc<Disk>, packed: bool) -> Rig {
         Rig::on(packed, |hookup| {
-            DataPath::blk(pool, hookup, Arc::new(disk)).unwrap()
+            DataPath::blk(pool, hookup, disk.clone()).unwrap()
         })
     }
 
@@ -536,6 +542,7 @@ fn what_a_dead_device_had_in_flight_is_done_by_its_successor() {
         gate.wait_held(2);
         gate.release();
         assert_eq!([rig.wait(), rig.wait()], [(1, 0), (2, 0)]);
+        assert_eq!(rig.path.stats().0.counts.resubmitted, 2);
     }
 }
 

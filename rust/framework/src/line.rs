@@ -115,6 +115,28 @@ impl VqLine {
         }
     }
 
+    /// VDUSE_VQ_INJECT_IRQ, of a driver that is live or not; false: it is not taken. One that is
+    /// live, or has given an eventfd of its own and made the queue ready, takes it; a queue that is
+    /// not ready has none. Once [`VqLine::set_callfd`] has returned, no irq goes to the fd before.
+    pub(crate) fn irq(&self, driver_ok: bool) -> bool {
+        // Held while the fd is signalled, which waits for nobody.
+        let foreign = self
+            .foreign_call
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let ready = self.ready.load(Ordering::Acquire);
+        if ready && (driver_ok || foreign.is_some()) {
+            self.irqs.fetch_add(1, Ordering::Relaxed);
+            notify::signal(
+                foreign
+                    .as_ref()
+                    .map_or(self.own_call.as_fd(), |fd| fd.as_fd()),
+            );
+            return true;
+        }
+        driver_ok
+    }
+
     /// An irq: signals the call fd, if it has room (see [`notify::signal`]); never runs driver
     /// code on this stack.
     pub fn inject(&self) {

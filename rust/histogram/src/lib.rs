@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Debug)]
 pub struct Histogram<const BITS: u32> {
     counts: Box<[AtomicU64]>,
+    sum: AtomicU64,
     max: AtomicU64,
 }
 
@@ -17,6 +18,7 @@ impl<const BITS: u32> Default for Histogram<BITS> {
         let buckets = ((64 - BITS) as usize + 1) << BITS;
         Histogram {
             counts: (0..buckets).map(|_| AtomicU64::new(0)).collect(),
+            sum: AtomicU64::new(0),
             max: AtomicU64::new(0),
         }
     }
@@ -31,6 +33,9 @@ impl<const BITS: u32> Histogram<BITS> {
         }
         let count = &self.counts[Self::bucket(value)];
         count.store(count.load(Relaxed).wrapping_add(times), Relaxed);
+        let sum = self.sum.load(Relaxed);
+        self.sum
+            .store(sum.wrapping_add(value.wrapping_mul(times)), Relaxed);
         if value > self.max.load(Relaxed) {
             self.max.store(value, Relaxed);
         }
@@ -43,6 +48,7 @@ impl<const BITS: u32> Histogram<BITS> {
             buckets.map(|(bucket, count)| (Self::upper_bound(bucket), count.load(Relaxed)));
         Counts {
             buckets: buckets.filter(|(_, count)| *count > 0).collect(),
+            sum: self.sum.load(Relaxed),
             max: self.max.load(Relaxed),
         }
     }
@@ -73,6 +79,8 @@ impl<const BITS: u32> Histogram<BITS> {
 pub struct Counts {
     /// By the largest value that falls into the bucket; none is 0.
     pub buckets: BTreeMap<u64, u64>,
+    /// All values together, exactly, modulo 2^64.
+    pub sum: u64,
     /// The largest value, exactly; 0 where nothing was counted.
     pub max: u64,
 }
@@ -83,6 +91,7 @@ impl Counts {
         for (bound, count) in &other.buckets {
             *self.buckets.entry(*bound).or_default() += count;
         }
+        self.sum = self.sum.wrapping_add(other.sum);
         self.max = self.max.max(other.max);
     }
 
@@ -158,7 +167,7 @@ mod tests {
         let mut both = one.counts();
         both.add(&other.counts());
         assert_eq!(both.buckets, BTreeMap::from([(4, 3), (103, 5)]));
-        assert_eq!((both.total(), both.max), (8, 100));
+        assert_eq!((both.total(), both.sum, both.max), (8, 512, 100));
         assert_eq!((both.percentile(1), both.percentile(500_000)), (4, 100));
     }
 

@@ -1,26 +1,23 @@
 //! One connection: from bytes to requests of the driver, and back.
 
+use crate::allocation::{self, Allocation, Questions};
 use crate::block::{Block, Blocks};
 use crate::check::{Command, Terms, Verdict, check};
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::requests::{MOST, Open, Requests, Slot};
-use crate::wire::{BadMagic, Error, Head, Header, allocation};
+use crate::wire::{BadMagic, Error, Head, Header};
 use rustix::io::Errno;
-use rustix::net::{Shutdown, shutdown};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use vduse_framework::Buffer;
-use vduse_framework::blk::{Armed, BlkDriver, BlkQueue, Content, Request, Sectors};
+use vduse_framework::blk::{Armed, BlkDriver, BlkQueue, Request, Sectors};
+use vduse_nbdsocket::Socket;
 
 /// Requests taken in one go, at most.
 const BATCH: usize = 128;
 /// Messages sent in one go, at most.
 const MESSAGES: usize = 4;
-/// Extents of one reply to BLOCK_STATUS, at most.
-const MOST_EXTENTS: usize = 512;
-/// Bytes of one of them.
-const EXTENT: usize = 8;
 
 /// What the handshake has agreed on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,14 +29,14 @@ pub struct Options {
 }
 
 /// Why a connection ended that did not end as it should.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("a request began with {0:#010x}")]
     BadMagic(u32),
     #[error("the client went away in the middle of a request")]
     Truncated,
     #[error("the client went away: {0}")]
-    Lost(Errno),
+    Lost(String),
     #[error("the disk has ended: {0}")]
     DiskEnded(Errno),
     #[error("it was not taken on: {0}")]
@@ -88,13 +85,14 @@ pub(crate) struct Connection {
     // Before the blocks: it lets go of those that are lent.
     queue: BlkQueue,
     driver: Arc<BlkDriver>,
-    socket: OwnedFd,
+    socket: Socket,
     options: Options,
     phase: Phase,
     failure: Option<Failure>,
     next: Next,
     inbox: Inbox,
     requests: Requests,
+    questions: Questions,
     blocks: Blocks,
     outbox: Outbox,
     /// For the driver, in one go.
@@ -105,12 +103,15 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// `queue` is a handle of its own, on `driver`.
+    /// `queue` is a handle of its own, on `driver`. `allocation`: asked what lies where; `wake` is
+    /// called when an answer has come.
     pub(crate) fn new(
-        socket: OwnedFd,
+        socket: Socket,
         driver: Arc<BlkDriver>,
         queue: BlkQueue,
         options: Options,
+        allocation: Option<Arc<dyn Allocation>>,
+        wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Connection {
         Connection {
             queue,
@@ -122,6 +123,7 @@ impl Connection {
             next: Next::Header,
             inbox: Inbox::new(),
             requests: Requests::new(),
+            questions: Questions::new(allocation, wake),
             blocks: Blocks::default(),
             outbox: Outbox::default(),
             submits: Vec::with_capacity(MOST),
@@ -132,7 +134,7 @@ impl Connection {
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.socket.fd()
     }
 
     /// The eventfd of its queue's irqs.
@@ -180,7 +182,7 @@ impl Connection {
 
     /// Why it ended, if not as it should.
     pub(crate) fn failure(&self) -> Option<Failure> {
-        self.failure
+        self.failure.clone()
     }
 
     pub(crate) fn take_done(&mut self) -> Done {
@@ -195,6 +197,7 @@ impl Connection {
     /// One bounded batch; whether there was anything to do.
     pub(crate) fn run(&mut self) -> bool {
         let mut worked = self.collect();
+        worked |= self.take_answers();
         if let Some(errno) = self.driver.ended()
             && self.phase == Phase::Open
         {
@@ -206,7 +209,7 @@ impl Connection {
             self.queue.submit_all(self.submits.drain(..));
         }
         worked |= self.send();
-        if self.phase == Phase::Closing && self.requests.len() == 0 {
+        if self.phase == Phase::Closing && self.requests.len() == 0 && !self.has_to_send() {
             self.phase = Phase::Over;
         }
         worked
@@ -216,7 +219,7 @@ impl Connection {
     pub(crate) fn arm(&mut self) -> Armed {
         self.inbox.look_again();
         let can_receive = self.phase == Phase::Open && self.is_hungry() && self.inbox.can_fill();
-        let can_send = !self.outbox.is_empty() && !self.outbox.is_blocked();
+        let can_send = self.has_to_send() && !self.outbox.is_blocked();
         match can_receive || can_send || self.is_over() {
             true => Armed::Ready,
             false => self.queue.arm(),
@@ -246,6 +249,26 @@ impl Connection {
         true
     }
 
+    /// Takes what is told of what lies where.
+    fn take_answers(&mut self) -> bool {
+        let answers = self.questions.take();
+        let worked = !answers.is_empty();
+        for (slot, answer) in answers {
+            match answer {
+                Ok(parts) => {
+                    if let Some(open) = self.requests.get_mut(slot)
+                        && let Some(block) = &mut open.block
+                    {
+                        open.body = allocation::encode(&parts, block.bytes_mut());
+                    }
+                    self.answer(slot, None);
+                }
+                Err(errno) => self.answer(slot, Some(errno.into())),
+            }
+        }
+        worked
+    }
+
     /// Looks at what the client has sent, and takes what it asks for.
     fn receive(&mut self) -> bool {
         if self.phase != Phase::Open {
@@ -259,8 +282,8 @@ impl Connection {
                     worked = true;
                 }
                 Ok(false) => {}
-                Err(errno) => {
-                    self.fail(Failure::Lost(errno));
+                Err(why) => {
+                    self.fail(Failure::Lost(why));
                     self.abort();
                 }
             }
@@ -283,9 +306,9 @@ impl Connection {
     }
 
     /// Looks at the socket; whether there was anything.
-    fn fill(&mut self) -> Result<bool, Errno> {
+    fn fill(&mut self) -> Result<bool, String> {
         let Next::Payload(slot, at) = self.next else {
-            let filled = self.inbox.fill(&self.socket, &mut [])?;
+            let filled = self.inbox.fill(&mut self.socket, &mut [])?;
             return Ok(filled.is_some());
         };
         let open = self.requests.get_mut(slot);
@@ -294,7 +317,7 @@ impl Connection {
             Some(&mut open.block.as_mut()?.bytes_mut()[at..len])
         });
         let direct = direct.unwrap_or_default();
-        let Some(received) = self.inbox.fill(&self.socket, direct)? else {
+        let Some(received) = self.inbox.fill(&mut self.socket, direct)? else {
             return Ok(false);
         };
         self.next = Next::Payload(slot, at + received);
@@ -375,7 +398,7 @@ impl Connection {
         let verdict = check(&header, &self.terms());
         let needed = match verdict {
             Verdict::Take(Command::Read | Command::Write) => header.length as usize,
-            Verdict::Take(Command::BlockStatus { .. }) => MOST_EXTENTS * EXTENT,
+            Verdict::Take(Command::BlockStatus { .. }) => allocation::MOST_BYTES,
             _ => 0,
         };
         if needed > 0 && !self.blocks.has_room(needed) {
@@ -441,7 +464,9 @@ impl Connection {
                 self.parse_payload(slot, 0);
             }
             Command::Cache => self.answer(slot, None),
-            Command::BlockStatus { one } => self.block_status(slot, one),
+            Command::BlockStatus { one } => {
+                self.questions.ask(slot, header.offset, header.length, one);
+            }
             _ => self.submit(slot),
         }
     }
@@ -498,35 +523,6 @@ impl Connection {
         Some(unsafe { block.lend(open.header.length as usize) })
     }
 
-    fn block_status(&mut self, slot: Slot, one: bool) {
-        let Some(open) = self.requests.get_mut(slot) else {
-            return;
-        };
-        let extents = self.driver.contents(
-            Sectors(open.header.offset / Sectors::SIZE),
-            Sectors(u64::from(open.header.length) / Sectors::SIZE),
-            if one { 1 } else { MOST_EXTENTS },
-        );
-        let bytes = open
-            .block
-            .as_mut()
-            .map_or(&mut [][..], |block| block.bytes_mut());
-        for (place, (len, content)) in bytes.chunks_exact_mut(EXTENT).zip(&extents) {
-            let flags = match content {
-                Content::Data => 0,
-                Content::Hole => allocation::HOLE,
-                Content::Zero => allocation::ZERO,
-                Content::ZeroHole => allocation::HOLE | allocation::ZERO,
-            };
-            // No longer than the request, whose length is a u32.
-            let len = (len.0 * Sectors::SIZE) as u32;
-            place[..4].copy_from_slice(&len.to_be_bytes());
-            place[4..].copy_from_slice(&flags.to_be_bytes());
-        }
-        open.body = extents.len() * EXTENT;
-        self.answer(slot, None);
-    }
-
     /// The request has its answer.
     fn answer(&mut self, slot: Slot, error: Option<Error>) {
         let Some(open) = self.requests.get_mut(slot) else {
@@ -555,7 +551,7 @@ impl Connection {
             _ if !self.options.structured => Head::simple(cookie, error),
             Some(error) => Head::error(cookie, error),
             None if read => Head::offset_data(cookie, offset, length),
-            None if status => Head::block_status(cookie, (open.body / EXTENT) as u32),
+            None if status => Head::block_status(cookie, allocation::extents(open.body)),
             None => Head::none(cookie),
         });
         if open.body == 0
@@ -566,17 +562,24 @@ impl Connection {
         self.outbox.push(slot);
     }
 
+    fn has_to_send(&self) -> bool {
+        !self.outbox.is_empty() || self.socket.holds_back()
+    }
+
     /// Sends what is answered.
     fn send(&mut self) -> bool {
         let mut worked = false;
         for _ in 0..MESSAGES {
-            if self.outbox.is_empty() || self.outbox.is_blocked() || self.is_over() {
+            if !self.has_to_send() || self.outbox.is_blocked() || self.is_over() {
                 break;
             }
             worked = true;
             let mut left = std::mem::take(&mut self.left);
-            if let Err(errno) = self.outbox.send(&self.socket, &self.requests, &mut left) {
-                self.fail(Failure::Lost(errno));
+            if let Err(errno) = self
+                .outbox
+                .send(&mut self.socket, &self.requests, &mut left)
+            {
+                self.fail(Failure::Lost(errno.to_string()));
                 self.abort();
             }
             left.drain(..).for_each(|slot| self.release(slot));
@@ -589,12 +592,5 @@ impl Connection {
         if let Some(block) = self.requests.remove(slot).and_then(|open| open.block) {
             self.blocks.give(block);
         }
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        // Whoever else has the socket: it is over.
-        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }

@@ -1,14 +1,14 @@
 //! All connections to one disk.
 
-use crate::Options;
 use crate::ledger::{Ledger, Order, Stats};
 use crate::task::Seed;
+use crate::{Allocation, Options};
 use rustix::io::Errno;
-use rustix::net::{SocketType, sockopt};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vduse_framework::blk::BlkDriver;
+use vduse_nbdsocket::{Socket, Tls};
 use vduse_worker::Workers;
 
 /// How long connections that were aborted may take to end: a worker may be in a backend.
@@ -31,16 +31,20 @@ pub struct Export {
     workers: Workers,
     first_worker: usize,
     ledger: Arc<Ledger>,
+    allocation: Option<Arc<dyn Allocation>>,
 }
 
 impl Export {
     /// Connection n uses queue n % queues, on worker (`first_worker` + queue) % workers.
+    /// `allocation`: knows what lies where; where nobody does, all is data.
     pub fn new(
         driver: Arc<BlkDriver>,
         workers: Workers,
         first_worker: usize,
+        allocation: Option<Arc<dyn Allocation>>,
     ) -> Result<Export, Errno> {
         Ok(Export {
+            allocation,
             driver,
             workers,
             first_worker,
@@ -48,13 +52,15 @@ impl Export {
         })
     }
 
-    /// Serves a connected stream socket from now on.
-    pub fn attach(&self, socket: OwnedFd, options: Options) -> Result<(), AttachError> {
-        match sockopt::socket_type(&socket) {
-            Ok(SocketType::STREAM) => {}
-            Ok(_) => return Err(AttachError::Socket(Errno::PROTOTYPE)),
-            Err(errno) => return Err(AttachError::Socket(errno)),
-        }
+    /// Serves a connected stream socket from now on. `tls`: the session that the handshake was
+    /// made in.
+    pub fn attach(
+        &self,
+        socket: OwnedFd,
+        tls: Option<Tls>,
+        options: Options,
+    ) -> Result<(), AttachError> {
+        let socket = Socket::new(socket, tls).map_err(AttachError::Socket)?;
         let entry = self.ledger.enter().ok_or(AttachError::Closed)?;
         let queue = (entry.number() % self.driver.queues() as u64) as usize;
         let seed = Seed {
@@ -63,6 +69,7 @@ impl Export {
             socket,
             options,
             entry,
+            allocation: self.allocation.clone(),
         };
         let worker = self.first_worker.wrapping_add(queue) % self.workers.count();
         self.workers.spawn(worker, move |place| seed.serve(place));

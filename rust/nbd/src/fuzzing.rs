@@ -1,12 +1,15 @@
 //! Entry function of the fuzz target: bytes are what a client sends, in pieces. It panics where
 //! its invariant is broken.
 
+use crate::allocation::{Allocation, Part, Question};
 use crate::block::Blocks;
 use crate::connection::{Connection, Options};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, LazyLock};
+use std::thread::Builder;
 use vduse_framework::blk::testing::{Memory, Rig, SHAPE};
+use vduse_nbdsocket::Socket;
 
 /// One disk for all inputs.
 static RIG: LazyLock<Rig> = LazyLock::new(|| Rig::new(Memory::domain(4 << 20), SHAPE));
@@ -14,6 +17,25 @@ static RIG: LazyLock<Rig> = LazyLock::new(|| Rig::new(Memory::domain(4 << 20), S
 /// Turns without progress after which an answer is not to be expected any more; the device is a
 /// thread of its own.
 const PATIENCE: u32 = 1 << 24;
+
+/// Answers by the question's offset: with too much, with nothing, later, or not at all.
+struct Any;
+
+impl Allocation for Any {
+    fn ask(&self, question: Question) {
+        let part = Part {
+            len: question.offset(),
+            is_hole: true,
+            is_zero: question.length() > 4096,
+        };
+        match question.offset() >> 9 & 3 {
+            0 => question.answer(Ok(vec![part; 1000])),
+            1 => question.answer(Ok(Vec::new())),
+            2 => drop(Builder::new().spawn(move || question.answer(Ok(vec![part])))),
+            _ => drop(question),
+        }
+    }
+}
 
 /// Any bytes from a client: the connection answers what it took and ends, within bounds, and
 /// lets go of all memory.
@@ -34,7 +56,14 @@ pub fn nbd_client(data: &[u8]) {
         structured,
         base_allocation: structured,
     };
-    let mut connection = Connection::new(socket.into(), RIG.driver.clone(), queue, options);
+    let socket = Socket::new(socket.into(), None).expect("a stream socket");
+    let allocation: Option<Arc<dyn Allocation>> = match first & 2 {
+        0 => None,
+        _ => Some(Arc::new(Any)),
+    };
+    let driver = RIG.driver.clone();
+    let wake = Arc::new(|| {});
+    let mut connection = Connection::new(socket, driver, queue, options, allocation, wake);
     let piece = usize::from(first >> 1).max(1) * 16;
     while !data.is_empty() && !connection.is_over() {
         let sent = client.write(&data[..piece.min(data.len())]).unwrap_or(0);

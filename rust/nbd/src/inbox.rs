@@ -2,10 +2,7 @@
 //! the rest of a large payload goes straight to where it belongs.
 
 use crate::wire::Header;
-use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
-use std::io::IoSliceMut;
-use std::os::fd::OwnedFd;
+use vduse_nbdsocket::{Moved, Socket};
 
 /// Bytes taken at once.
 const BYTES: usize = 128 << 10;
@@ -82,43 +79,27 @@ impl Inbox {
     }
 
     /// Takes from the socket what it has, first for `direct`, the rest for the buffer. Returns
-    /// how many bytes went to `direct`; `None` if there was nothing, not even an end. Never
-    /// waits.
+    /// how many bytes went to `direct`; `None` if there was nothing, not even an end. `Err`: why
+    /// the connection is lost. Never waits.
     pub(crate) fn fill(
         &mut self,
-        socket: &OwnedFd,
+        socket: &mut Socket,
         direct: &mut [u8],
-    ) -> Result<Option<usize>, Errno> {
+    ) -> Result<Option<usize>, String> {
         self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
         let wanted = direct.len();
-        let room = wanted + self.bytes.len() - self.end;
-        let received = {
-            let mut parts = [
-                IoSliceMut::new(direct),
-                IoSliceMut::new(&mut self.bytes[self.end..]),
-            ];
-            // No direct part: the buffer alone.
-            let parts = &mut parts[usize::from(wanted == 0)..];
-            // Ancillary data (fds) find no room and are closed by the kernel.
-            let mut control = RecvAncillaryBuffer::default();
-            recvmsg(socket, parts, &mut control, RecvFlags::DONTWAIT)
-        };
-        let bytes = match received {
-            Ok(message) => message.bytes,
-            Err(Errno::AGAIN) => {
-                self.is_drained = true;
-                self.is_idle = true;
-                return Ok(None);
-            }
-            Err(Errno::INTR) => return Ok(None),
-            Err(errno) => return Err(errno),
-        };
-        self.has_ended = bytes == 0;
+        let moved = socket.receive(direct, &mut self.bytes[self.end..])?;
         // Less than there was room for: there was no more data (epoll(7)).
-        self.is_drained = bytes < room;
-        self.is_idle = false;
+        self.is_drained = !matches!(moved, Moved::Bytes(_));
+        self.is_idle = moved == Moved::Last(0);
+        self.has_ended = moved == Moved::End;
+        let bytes = match moved {
+            Moved::Last(0) => return Ok(None),
+            Moved::Bytes(bytes) | Moved::Last(bytes) => bytes,
+            Moved::End => 0,
+        };
         let direct = bytes.min(wanted);
         self.end += bytes - direct;
         Ok(Some(direct))

@@ -9,6 +9,7 @@
 //! wrong ends its own connection. All answers of a request with an error leave the disk as if it
 //! had not been made, but those that the device itself gives.
 
+mod allocation;
 mod block;
 mod check;
 mod connection;
@@ -22,8 +23,10 @@ mod requests;
 mod task;
 #[cfg(test)]
 mod tests;
-mod wire;
 
+use vduse_nbdwire as wire;
+
+pub use allocation::{Allocation, Part, Question};
 pub use check::MAX_PAYLOAD;
 pub use connection::Options;
 pub use export::{AttachError, Export};

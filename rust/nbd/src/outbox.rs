@@ -2,11 +2,10 @@
 
 use crate::requests::{Requests, Slot};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
+use vduse_nbdsocket::{Moved, Socket};
 
 /// Parts of one message: two a reply.
 const PARTS: usize = 128;
@@ -42,7 +41,7 @@ impl Outbox {
     /// Sends what one message holds; those that have left as a whole go to `left`. Never waits.
     pub(crate) fn send(
         &mut self,
-        socket: &OwnedFd,
+        socket: &mut Socket,
         requests: &Requests,
         left: &mut Vec<Slot>,
     ) -> Result<(), Errno> {
@@ -57,15 +56,12 @@ impl Outbox {
             bytes += reply.iter().map(|part| part.len()).sum::<usize>();
             parts.extend(reply.into_iter().map(IoSlice::new));
         }
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let mut control = SendAncillaryBuffer::default();
-        let sent = match sendmsg(socket, &parts, &mut control, flags) {
-            Ok(sent) => sent,
-            Err(Errno::AGAIN) => 0,
-            Err(Errno::INTR) => return Ok(()),
-            Err(errno) => return Err(errno),
+        let moved = socket.send(&parts, bytes)?;
+        self.is_blocked = !matches!(moved, Moved::Bytes(_));
+        let sent = match moved {
+            Moved::Bytes(sent) | Moved::Last(sent) => sent,
+            Moved::End => 0,
         };
-        self.is_blocked = sent < bytes;
         self.sent += sent;
         while let Some(&slot) = self.ready.front() {
             let len = requests.get(slot).map_or(0, |open| open.reply_len());

@@ -1,5 +1,6 @@
 //! A connection on its worker.
 
+use crate::Allocation;
 use crate::connection::{Connection, Failure, Options};
 use crate::ledger::{Entry, Order};
 use rustix::io::Errno;
@@ -7,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vduse_framework::blk::{Armed, BlkDriver};
+use vduse_nbdsocket::Socket;
 use vduse_worker::{Next, Place, Task, Turn};
 
 const SOCKET: u64 = 0;
@@ -20,9 +22,10 @@ pub(crate) struct Seed {
     pub(crate) driver: Arc<BlkDriver>,
     /// Which of the driver's queues.
     pub(crate) queue: usize,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Socket,
     pub(crate) options: Options,
     pub(crate) entry: Entry,
+    pub(crate) allocation: Option<Arc<dyn Allocation>>,
 }
 
 impl Seed {
@@ -31,10 +34,17 @@ impl Seed {
         let waker = place.waker();
         self.entry.set_waker(waker.clone());
         let wake = Arc::new(move || waker.wake());
-        let queue = self.driver.queue_for_events(self.queue, wake)?;
+        let queue = self.driver.queue_for_events(self.queue, wake.clone())?;
         // Connections on one queue may share a worker, whose epoll has each fd once.
         let irq = rustix::io::fcntl_dupfd_cloexec(queue.irq_fd(), 0);
-        let connection = Connection::new(self.socket, self.driver, queue, self.options);
+        let connection = Connection::new(
+            self.socket,
+            self.driver,
+            queue,
+            self.options,
+            self.allocation,
+            wake,
+        );
         let mut served = Served {
             connection,
             entry: self.entry,

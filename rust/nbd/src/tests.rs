@@ -1,14 +1,16 @@
 //! Connections against a small device, stepped by hand.
 
+use crate::allocation::{Allocation, Part, Question};
 use crate::connection::{Connection, Failure, Options};
 use crate::wire::{Header, command, flag};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use vduse_framework::blk::testing::{Memory, Rig, SHAPE};
 use vduse_framework::blk::{Armed, Sectors};
+use vduse_nbdsocket::Socket;
 
 /// A client, its connection, and the disk.
 struct Bench {
@@ -20,16 +22,28 @@ struct Bench {
 
 impl Bench {
     fn new(structured: bool) -> Bench {
+        Bench::with(structured, None)
+    }
+
+    fn with(structured: bool, allocation: Option<Arc<dyn Allocation>>) -> Bench {
         let rig = Rig::new(Memory::domain(16 << 20), SHAPE);
         let (client, socket) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
+        let socket = Socket::new(socket.into(), None).unwrap();
         let queue = rig.driver.queue_for_events(0, Arc::new(|| {})).unwrap();
         let options = Options {
             structured,
             base_allocation: structured,
         };
         Bench {
-            connection: Connection::new(socket.into(), rig.driver.clone(), queue, options),
+            connection: Connection::new(
+                socket,
+                rig.driver.clone(),
+                queue,
+                options,
+                allocation,
+                Arc::new(|| {}),
+            ),
             client,
             rig,
         }
@@ -294,17 +308,128 @@ fn structured_replies_carry_data_extents_and_errors() {
     let reply = bench.receive(28 + 512);
     assert_eq!(reply[4..8], [0, 1, 0, 1]);
     assert_eq!(reply[16..28], [0, 0, 2, 8, 0, 0, 0, 0, 0, 0, 2, 0]);
-    bench.send(&[&request(command::WRITE_ZEROES, 0, 2, 0, 512)]);
-    assert_eq!(bench.receive(20)[4..8], [0, 1, 0, 0]);
     bench.send(&[&request(command::BLOCK_STATUS, 0, 3, 0, 1024)]);
-    let reply = bench.receive(24 + 16);
+    let reply = bench.receive(24 + 8);
     assert_eq!(reply[4..8], [0, 1, 0, 5]);
-    assert_eq!(
-        reply[20..],
-        [0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0, 3, 0, 0, 2, 0, 0, 0, 0, 0]
-    );
+    assert_eq!(reply[20..], [0, 0, 0, 1, 0, 0, 4, 0, 0, 0, 0, 0]);
     bench.send(&[&request(command::READ, 0, 4, 1, 512)]);
     let reply = bench.receive(26);
     assert_eq!(reply[4..8], [0, 1, 0x80, 1]);
     assert_eq!(reply[20..], [0, 0, 0, 22, 0, 0]);
+}
+
+/// Keeps its questions.
+#[derive(Default)]
+struct Patient(Mutex<Vec<Question>>);
+
+impl Allocation for Patient {
+    fn ask(&self, question: Question) {
+        self.0.lock().unwrap().push(question);
+    }
+}
+
+impl Patient {
+    fn take(&self) -> Question {
+        self.0.lock().unwrap().remove(0)
+    }
+}
+
+/// A connection to a disk whose allocation `Patient` knows.
+fn asking() -> (Bench, Arc<Patient>) {
+    let patient = Arc::<Patient>::default();
+    (Bench::with(true, Some(patient.clone())), patient)
+}
+
+fn hole(len: u64) -> Part {
+    Part {
+        len,
+        is_hole: true,
+        is_zero: true,
+    }
+}
+
+/// The payload of a BLOCK_STATUS reply to the request of that cookie.
+fn extents(bench: &mut Bench, cookie: u64, count: usize) -> Vec<(u32, u32)> {
+    let reply = bench.receive(24 + 8 * count);
+    assert_eq!(reply[4..8], [0, 1, 0, 5]);
+    assert_eq!(reply[8..16], cookie.to_be_bytes());
+    let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+    let extents = reply[24..].chunks_exact(8);
+    extents
+        .map(|extent| (number(&extent[..4]), number(&extent[4..])))
+        .collect()
+}
+
+#[test]
+fn where_nobody_knows_all_is_data() {
+    let mut bench = Bench::new(true);
+    bench.send(&[&request(command::BLOCK_STATUS, 0, 3, 0, 1024)]);
+    assert_eq!(extents(&mut bench, 3, 1), [(1024, 0)]);
+}
+
+#[test]
+fn a_question_waits_for_its_answer_alone() {
+    let (mut bench, patient) = asking();
+    bench.send(&[
+        &request(command::BLOCK_STATUS, 0, 1, 4096, 8192),
+        &request(command::BLOCK_STATUS, flag::REQ_ONE, 2, 0, 8192),
+        &request(command::FLUSH, 0, 3, 0, 0),
+    ]);
+    assert_eq!(bench.receive(20)[8..16], 3u64.to_be_bytes());
+    let (first, second) = (patient.take(), patient.take());
+    let asked = |question: &Question| (question.offset(), question.length(), question.most());
+    assert_eq!(asked(&first), (4096, 8192, 512));
+    assert_eq!(asked(&second), (0, 8192, 1));
+    let zero = Part {
+        is_hole: false,
+        ..hole(512)
+    };
+    std::thread::spawn(move || second.answer(Ok(vec![hole(4096), zero])))
+        .join()
+        .unwrap();
+    assert_eq!(extents(&mut bench, 2, 1), [(4096, 3)]);
+    first.answer(Ok(vec![hole(1024), zero, hole(1 << 40)]));
+    let all = [(1024, 3), (512, 2), (8192 - 1536, 3)];
+    assert_eq!(extents(&mut bench, 1, 3), all);
+}
+
+#[test]
+fn a_question_without_an_answer_is_an_error() {
+    let (mut bench, patient) = asking();
+    let answers: [fn(Question); 3] = [
+        drop,
+        |question| question.answer(Ok(vec![hole(0)])),
+        |question| question.answer(Err(Errno::IO)),
+    ];
+    for answer in answers {
+        bench.send(&[&request(command::BLOCK_STATUS, 0, 1, 0, 512)]);
+        while bench.connection.run() {}
+        answer(patient.take());
+        let reply = bench.receive(26);
+        assert_eq!(reply[4..8], [0, 1, 0x80, 1]);
+        assert_eq!(reply[20..], [0, 0, 0, 5, 0, 0]);
+    }
+    assert_eq!(bench.connection.blocks().taken(), 0);
+}
+
+#[test]
+fn an_end_waits_for_a_question_and_an_abort_does_not() {
+    for aborts in [false, true] {
+        let (mut bench, patient) = asking();
+        bench.send(&[&request(command::BLOCK_STATUS, 0, 1, 0, 512)]);
+        while bench.connection.run() {}
+        bench.connection.close();
+        bench.connection.run();
+        assert!(!bench.connection.is_over());
+        if aborts {
+            bench.connection.abort();
+            let Bench { connection, .. } = bench;
+            drop(connection);
+            patient.take().answer(Ok(vec![hole(512)]));
+        } else {
+            patient.take().answer(Ok(vec![hole(512)]));
+            assert_eq!(extents(&mut bench, 1, 1), [(512, 3)]);
+            bench.run_until_over();
+        }
+    }
 }

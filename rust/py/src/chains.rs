@@ -258,7 +258,7 @@ impl ChainDataPath {
         let handler = Arc::new(PyHandler { submit, drain });
         let path = vduse_device::DataPath::chains(pool.open()?, resolver.hookup(false)?, handler)
             .map_err(error::errno)?;
-        let base = DataPath::new(path, vec![pool.lease.clone()]);
+        let base = DataPath::new(path, pool.lease.clone(), None);
         Ok(PyClassInitializer::from(base).add_subclass(ChainDataPath))
     }
 }

@@ -31,17 +31,28 @@ pub struct DataPath(PerProcess<Mutex<Option<OpenPath>>>);
 /// A data path that is not closed, and what it uses.
 struct OpenPath {
     path: Arc<vduse_device::DataPath>,
-    _leases: Vec<Lease>,
+    _pool: Lease,
+    backend: Option<Lease>,
 }
 
 impl DataPath {
-    /// Of a path that uses what `leases` stand for.
-    pub fn new(path: vduse_device::DataPath, leases: Vec<Lease>) -> DataPath {
+    /// Of a path that is served by `pool`, and uses `backend`.
+    pub fn new(path: vduse_device::DataPath, pool: Lease, backend: Option<Lease>) -> DataPath {
         let path = Arc::new(path);
         DataPath(PerProcess::new(Mutex::new(Some(OpenPath {
             path,
-            _leases: leases,
+            _pool: pool,
+            backend,
         }))))
+    }
+
+    /// It uses this backend from now on, until it is closed, and the former one no more.
+    pub fn use_backend(&self, backend: Option<Lease>) -> PyResult<()> {
+        let mut open = self.0.get()?.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = &mut *open {
+            open.backend = backend;
+        }
+        Ok(())
     }
 
     /// The path itself. ValueError after close.

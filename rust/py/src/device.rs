@@ -1,7 +1,7 @@
 //! Binding of pools, backends and disks; see `_native.pyi` for what each method promises.
 
 use crate::channel::Link;
-use crate::datapath::{DataPath, Lease};
+use crate::datapath::{DataPath, Lease, seconds};
 use crate::error;
 use crate::fork::PerProcess;
 use crate::stats;
@@ -12,10 +12,13 @@ use pyo3::types::PyDict;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vduse_device::backend::{self, EngineChoice, File, Locking, Memory, Null, OpenOptions};
-use vduse_device::{Disk, Limits};
+use std::sync::{Arc, Mutex, PoisonError};
+use vduse_device::backend::{
+    self, EngineChoice, File, History, Locking, Memory, Null, OpenOptions,
+};
+use vduse_device::layers::Window;
+use vduse_device::{Disk, Length, Limits, Offset};
 use vduse_worker::{PoolError, Settings};
 
 /// The worker threads; see `_native.pyi`.
@@ -99,29 +102,46 @@ impl Pool {
 #[pyclass(frozen, subclass, module = "vduse._native")]
 pub struct Backend {
     backend: PerProcess<Arc<dyn backend::Backend>>,
+    /// Of its connection; a layer has that of what it lies on.
+    history: Arc<History>,
     closed: AtomicBool,
     lease: Lease,
     /// Whether a layer lies on it.
     covered: Arc<AtomicBool>,
     /// Of a layer: what it lies on.
     below: Option<(Py<Backend>, Cover)>,
+    /// What it cannot be without, until it is closed: the pool that serves it, or another backend.
+    stands_on: Mutex<Vec<Lease>>,
 }
 
-/// A layer's claim on what lies beneath.
-struct Cover(Arc<AtomicBool>);
+/// A layer's claim on what lies beneath, until it is given back or dropped.
+struct Cover {
+    covered: Arc<AtomicBool>,
+    /// Another layer may have it by now.
+    given_back: AtomicBool,
+}
 
 impl Cover {
     fn take(covered: &Arc<AtomicBool>) -> PyResult<Cover> {
         match covered.swap(true, Ordering::Relaxed) {
-            false => Ok(Cover(covered.clone())),
+            false => Ok(Cover {
+                covered: covered.clone(),
+                given_back: AtomicBool::new(false),
+            }),
             true => Err(beneath()),
+        }
+    }
+
+    fn give_back(&self) {
+        if !self.given_back.swap(true, Ordering::Relaxed) {
+            self.covered.store(false, Ordering::Relaxed);
         }
     }
 }
 
 impl Drop for Cover {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.give_back();
     }
 }
 
@@ -147,11 +167,13 @@ impl Backend {
     /// Any backend there is.
     pub fn of(backend: Arc<dyn backend::Backend>) -> Backend {
         Backend {
+            history: History::watch(&*backend),
             backend: PerProcess::new(backend),
             closed: AtomicBool::new(false),
             lease: Lease::default(),
             covered: Arc::default(),
             below: None,
+            stands_on: Mutex::default(),
         }
     }
 
@@ -160,6 +182,14 @@ impl Backend {
         below: &Bound<'_, Backend>,
         make: impl FnOnce(Arc<dyn backend::Backend>) -> Arc<dyn backend::Backend>,
     ) -> PyResult<Backend> {
+        Backend::try_on(below, |backend| Ok(make(backend)))
+    }
+
+    /// The same of a layer that may fail.
+    pub fn try_on(
+        below: &Bound<'_, Backend>,
+        make: impl FnOnce(Arc<dyn backend::Backend>) -> PyResult<Arc<dyn backend::Backend>>,
+    ) -> PyResult<Backend> {
         let inner = below.get();
         let backend = inner.open()?.clone();
         let cover = Cover::take(&inner.covered)?;
@@ -167,17 +197,43 @@ impl Backend {
             return Err(error::in_use("backend"));
         }
         Ok(Backend {
-            backend: PerProcess::new(make(backend)),
+            history: inner.history.clone(),
+            backend: PerProcess::new(make(backend)?),
             closed: AtomicBool::new(false),
             lease: Lease::default(),
             covered: Arc::default(),
             below: Some((below.clone().unbind(), cover)),
+            stands_on: Mutex::default(),
         })
+    }
+
+    /// What stands on it beside others, and keeps it open until it is closed.
+    pub fn beside(
+        &self,
+        make: impl FnOnce(Arc<dyn backend::Backend>) -> Arc<dyn backend::Backend>,
+    ) -> PyResult<Backend> {
+        let (below, lease) = self.shared()?;
+        let backend = Backend::of(make(below));
+        backend.keep(lease);
+        Ok(backend)
     }
 
     /// The layers on it.
     pub fn layers(&self) -> Layers {
         Layers(self.covered.clone())
+    }
+
+    /// It cannot be without this until it is closed.
+    pub fn keep(&self, lease: Lease) {
+        let stands_on = self.stands_on.lock();
+        stands_on
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(lease);
+    }
+
+    /// What it is, for one that shares it with others, and what keeps it open.
+    pub fn shared(&self) -> PyResult<(Arc<dyn backend::Backend>, Lease)> {
+        Ok((self.open()?.clone(), self.lease.clone()))
     }
 
     fn open(&self) -> PyResult<&Arc<dyn backend::Backend>> {
@@ -197,9 +253,27 @@ impl Backend {
         }
     }
 
-    /// It was closed, and all that lies beneath with it.
-    fn set_closed(&self) -> bool {
+    /// Nothing of it is in use any more, nor of what lies beneath.
+    fn let_go(&self) {
         if let Some((below, _)) = &self.below {
+            below.get().let_go();
+        }
+        self.stand_alone();
+    }
+
+    /// What it stood on is in use no more.
+    fn stand_alone(&self) {
+        *self
+            .stands_on
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Vec::new();
+    }
+
+    /// It was closed, and all that lies beneath with it, if that is still its own.
+    fn set_closed(&self) -> bool {
+        if let Some((below, cover)) = &self.below
+            && !cover.given_back.load(Ordering::Relaxed)
+        {
             below.get().set_closed();
         }
         self.closed.swap(true, Ordering::Relaxed)
@@ -219,7 +293,8 @@ impl Backend {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (path, *, read_only = false, direct = false, engine = "auto", lock = true, lock_late = false))]
+    #[pyo3(signature = (path, *, read_only = false, direct = false, engine = "auto", lock = true, lock_late = false, container = false))]
+    #[expect(clippy::too_many_arguments, reason = "Python gives them by name")]
     fn file(
         py: Python<'_>,
         path: PathBuf,
@@ -228,28 +303,31 @@ impl Backend {
         engine: &str,
         lock: bool,
         lock_late: bool,
+        container: bool,
     ) -> PyResult<Backend> {
-        let engine = match engine {
-            "auto" => EngineChoice::Auto,
-            "io_uring" => EngineChoice::IoUring,
-            "threads" => EngineChoice::Threads,
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "engine {other:?} is none of auto, io_uring, threads"
-                )));
-            }
-        };
         let options = OpenOptions {
             read_only,
             direct,
-            engine,
+            engine: parse_engine(engine)?,
             locking: match (lock, lock_late) {
                 (false, _) => Locking::Never,
                 (true, false) => Locking::Open,
                 (true, true) => Locking::Serving,
             },
         };
-        Backend::wrap(py.detach(|| File::open(&path, options)))
+        let open = match container {
+            false => File::open,
+            true => File::open_container,
+        };
+        Backend::wrap(py.detach(|| open(&path, options)))
+    }
+
+    #[pyo3(signature = (offset, size = None))]
+    fn window(&self, offset: u64, size: Option<u64>) -> PyResult<Backend> {
+        let (below, lease) = self.shared()?;
+        let backend = Backend::wrap(Window::new(below, Offset(offset), size.map(Length)))?;
+        backend.keep(lease);
+        Ok(backend)
     }
 
     #[getter]
@@ -282,9 +360,23 @@ impl Backend {
         Ok(self.backend.get()?.overlay_allocated())
     }
 
+    #[getter]
+    fn connection<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let backend = self.backend.get()?;
+        let state = py.detach(|| self.history.state(&**backend));
+        stats::connection(py, &state)
+    }
+
     fn refresh_size(&self, py: Python<'_>) -> PyResult<u64> {
         let backend = self.open()?;
         py.detach(|| backend.refresh_size()).map_err(backend_error)
+    }
+
+    fn resize(&self, py: Python<'_>, size: u64) -> PyResult<()> {
+        // Beneath a layer, too: observers of either hear of it.
+        let backend = self.backend.get()?;
+        py.detach(|| backend.resize(Length(size)))
+            .map_err(backend_error)
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
@@ -301,7 +393,24 @@ impl Backend {
         if self.set_closed() {
             return Ok(());
         }
-        py.detach(|| backend.close()).map_err(backend_error)
+        let closed = py.detach(|| backend.close()).map_err(backend_error);
+        self.let_go();
+        closed
+    }
+
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        let backend = self.open()?;
+        let Some((_, cover)) = &self.below else {
+            return Err(PyValueError::new_err("backend is no layer: close it"));
+        };
+        if Arc::strong_count(&self.lease) > 1 {
+            return Err(error::in_use("backend"));
+        }
+        self.closed.store(true, Ordering::Relaxed);
+        let result = py.detach(|| backend.release());
+        self.stand_alone();
+        cover.give_back();
+        result.map_err(backend_error)
     }
 
     /// A layer that no device uses belongs to its object alone, with what it lies on: a disk
@@ -318,9 +427,27 @@ impl Backend {
     }
 }
 
+pub fn parse_engine(name: &str) -> PyResult<EngineChoice> {
+    match name {
+        "auto" => Ok(EngineChoice::Auto),
+        "io_uring" => Ok(EngineChoice::IoUring),
+        "threads" => Ok(EngineChoice::Threads),
+        other => Err(PyValueError::new_err(format!(
+            "engine {other:?} is none of auto, io_uring, threads"
+        ))),
+    }
+}
+
 /// All queues of one disk; see `_native.pyi`.
 #[pyclass(frozen, extends = DataPath, module = "vduse._native")]
-struct BlkDataPath(PerProcess<Arc<Disk>>);
+pub struct BlkDataPath(PerProcess<Arc<Disk>>);
+
+impl BlkDataPath {
+    /// What the queues share.
+    pub fn disk(&self) -> PyResult<&Arc<Disk>> {
+        self.0.get()
+    }
+}
 
 #[pymethods]
 impl BlkDataPath {
@@ -343,15 +470,48 @@ impl BlkDataPath {
         ));
         let path = vduse_device::DataPath::blk(pool.open()?, resolver.hookup(umem)?, disk.clone())
             .map_err(error::errno)?;
-        let base = DataPath::new(path, vec![pool.lease.clone(), backend.lease.clone()]);
+        let base = DataPath::new(path, pool.lease.clone(), Some(backend.lease.clone()));
         let disk = BlkDataPath(PerProcess::new(disk));
         Ok(PyClassInitializer::from(base).add_subclass(disk))
     }
 
     fn set_capacity(slf: &Bound<'_, Self>, sectors: u64) -> PyResult<()> {
         slf.as_super().get().path()?;
-        slf.get().0.get()?.set_capacity(sectors);
+        slf.get().disk()?.set_capacity(sectors);
         Ok(())
+    }
+
+    fn pause(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<bool> {
+        let base = slf.as_super().get();
+        let (path, disk) = (base.path()?, slf.get().disk()?);
+        let timeout = seconds(timeout)?;
+        let is_paused = slf.py().detach(|| {
+            let is_paused = path.pause(timeout);
+            if is_paused {
+                disk.set_backend(None);
+            }
+            is_paused
+        });
+        if is_paused {
+            base.use_backend(None)?;
+        }
+        Ok(is_paused)
+    }
+
+    fn resume(slf: &Bound<'_, Self>, backend: &Backend) -> PyResult<()> {
+        let base = slf.as_super().get();
+        let (path, disk) = (base.path()?, slf.get().disk()?);
+        if disk.has_backend() {
+            return Err(PyValueError::new_err("data path is not paused"));
+        }
+        let (backend, lease) = backend.shared()?;
+        base.use_backend(Some(lease))?;
+        slf.py()
+            .detach(|| {
+                disk.set_backend(Some(backend));
+                path.resume()
+            })
+            .map_err(backend_error)
     }
 }
 

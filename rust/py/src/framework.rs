@@ -244,6 +244,42 @@ impl VqLine {
     }
 }
 
+/// The rule for a device's irqs; see `_native.pyi`.
+#[pyclass(frozen, module = "vduse._native")]
+pub struct IrqGate(PerProcess<Arc<vduse_framework::IrqGate>>);
+
+impl IrqGate {
+    /// The gate itself, for whoever takes irqs.
+    pub fn shared(&self) -> PyResult<&Arc<vduse_framework::IrqGate>> {
+        self.0.get()
+    }
+}
+
+#[pymethods]
+impl IrqGate {
+    #[new]
+    fn new(lines: Vec<PyRef<'_, VqLine>>) -> PyResult<IrqGate> {
+        let lines = lines.iter().map(|line| line.shared().cloned());
+        let gate = vduse_framework::IrqGate::new(lines.collect::<PyResult<Vec<_>>>()?);
+        Ok(IrqGate(PerProcess::new(Arc::new(gate))))
+    }
+
+    fn set_driver_ok(&self, driver_ok: bool) -> PyResult<()> {
+        self.shared()?.set_driver_ok(driver_ok);
+        Ok(())
+    }
+
+    fn set_broken(&self) -> PyResult<()> {
+        self.shared()?.set_broken();
+        Ok(())
+    }
+
+    fn inject(&self, index: u32) -> PyResult<()> {
+        let injected = self.shared()?.inject(index);
+        injected.map_err(|error| error::os_error(error.errno(), error))
+    }
+}
+
 /// Kick eventfds of drivers in other hands; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
 pub struct KickRelay(PerProcess<Mutex<Option<vduse_framework::KickRelay>>>);
@@ -361,6 +397,27 @@ impl BlkDriver {
         let driver = self.shared()?;
         py.detach(|| driver.stop(Errno::from_raw_os_error(errno)));
         Ok(())
+    }
+
+    fn hold(&self, py: Python<'_>, submissions: bool, completions: bool) -> PyResult<()> {
+        let driver = self.shared()?;
+        py.detach(|| {
+            driver.hold(blk::Hold {
+                submissions,
+                completions,
+            });
+        });
+        Ok(())
+    }
+
+    fn in_flight(&self, py: Python<'_>) -> PyResult<usize> {
+        let driver = self.shared()?;
+        Ok(py.detach(|| driver.in_flight()))
+    }
+
+    fn renew(&self, py: Python<'_>) -> PyResult<()> {
+        let driver = self.shared()?;
+        py.detach(|| driver.renew()).map_err(setup_error)
     }
 
     fn set_config(&self, config: &[u8]) -> PyResult<()> {
@@ -500,6 +557,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Domain>()?;
     m.add_class::<Arena>()?;
     m.add_class::<VqLine>()?;
+    m.add_class::<IrqGate>()?;
     m.add_class::<KickRelay>()?;
     m.add_class::<BlkDriver>()
 }

@@ -116,8 +116,19 @@ impl Throttle {
 }
 
 #[pyfunction]
-fn layer_throttle(below: &Bound<'_, Backend>, throttle: &Throttle) -> PyResult<Backend> {
-    on(below, ThrottleLayer::new(throttle.0.clone()))
+#[pyo3(signature = (below, throttle, *, shared = false))]
+fn layer_throttle(
+    below: &Bound<'_, Backend>,
+    throttle: &Throttle,
+    shared: bool,
+) -> PyResult<Backend> {
+    let layer = ThrottleLayer::new(throttle.0.clone());
+    match shared {
+        true => below
+            .get()
+            .beside(|backend| Arc::new(Layered::shared(backend, layer))),
+        false => on(below, layer),
+    }
 }
 
 fn parse_limits(given: &HashMap<String, f64>) -> PyResult<Limits> {

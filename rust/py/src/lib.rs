@@ -17,9 +17,14 @@ mod gate;
 mod layers;
 mod load;
 mod nbd;
+mod nbd_client;
+mod nbd_tls;
 mod python;
+mod qcow2;
+mod rbd;
 mod report;
 mod stats;
+mod supervised;
 mod virtio_driver;
 mod virtqueue;
 
@@ -29,6 +34,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     channel::register(m)?;
     framework::register(m)?;
     virtqueue::register(m)?;
+    supervised::register(m)?;
     datapath::register(m)?;
     device::register(m)?;
     layers::register(m)?;
@@ -36,7 +42,11 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     load::register(m)?;
     virtio_driver::register(m)?;
     nbd::register(m)?;
+    nbd_client::register(m)?;
+    nbd_tls::register(m)?;
     python::register(m)?;
+    qcow2::register(m)?;
+    rbd::register(m)?;
     gate::register(m)?;
     fork::watch(m.py())?;
     Ok(())

@@ -1,17 +1,20 @@
 //! Binding of the NBD export; see `_native.pyi` for what each method promises.
 
 use crate::datapath::{Lease, seconds};
-use crate::device::Pool;
+use crate::device::{BlkDataPath, Pool};
 use crate::fork::PerProcess;
 use crate::framework::BlkDriver;
+use crate::nbd_tls::NbdTls;
 use crate::{error, fd};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::os::fd::AsRawFd;
-use std::sync::{Mutex, PoisonError};
-use vduse_nbd::{AttachError, Export, Options};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use vduse_device::backend::{Piece, StatusRequest};
+use vduse_device::{Disk, Extent, Length, Offset};
+use vduse_nbd::{Allocation, AttachError, Export, Options, Part, Question};
 
 /// Connections in the transmission phase; see `_native.pyi`.
 #[pyclass(frozen, module = "vduse._native")]
@@ -21,23 +24,65 @@ struct NbdExport {
     lease: Mutex<Option<Lease>>,
 }
 
+/// What lies where, as the device knows it whose disk is exported, while that is there.
+struct Contents(Weak<Disk>);
+
+impl Allocation for Contents {
+    fn ask(&self, question: Question) {
+        let extent = Extent::new(Offset(question.offset()), Length(question.length()));
+        let (Some(extent), Some(disk)) = (extent, self.0.upgrade()) else {
+            // Dropped, the question is answered: EIO, as all requests then.
+            return;
+        };
+        let most = question.most();
+        let request = StatusRequest::new(extent, most, move |answer| {
+            question.answer(answer.map(|pieces| pieces.into_iter().map(part).collect()));
+        });
+        disk.block_status(request);
+    }
+}
+
+fn part(piece: Piece) -> Part {
+    Part {
+        len: piece.len.0,
+        is_hole: piece.is_hole,
+        is_zero: piece.is_zero,
+    }
+}
+
 #[pymethods]
 impl NbdExport {
     #[new]
-    #[pyo3(signature = (driver, pool, *, first_worker = 0))]
-    fn new(driver: &BlkDriver, pool: &Pool, first_worker: usize) -> PyResult<NbdExport> {
+    #[pyo3(signature = (driver, pool, *, first_worker = 0, data_path = None))]
+    fn new(
+        driver: &BlkDriver,
+        pool: &Pool,
+        first_worker: usize,
+        data_path: Option<&BlkDataPath>,
+    ) -> PyResult<NbdExport> {
         let driver = driver.shared()?.clone();
-        let export = Export::new(driver, pool.handle()?, first_worker).map_err(error::errno)?;
+        let disk = data_path.map(BlkDataPath::disk).transpose()?;
+        let contents =
+            disk.map(|disk| Arc::new(Contents(Arc::downgrade(disk))) as Arc<dyn Allocation>);
+        let export =
+            Export::new(driver, pool.handle()?, first_worker, contents).map_err(error::errno)?;
         Ok(NbdExport {
             export: PerProcess::new(export),
             lease: Mutex::new(Some(pool.lease.clone())),
         })
     }
 
-    #[pyo3(signature = (fd, *, structured, base_allocation))]
-    fn attach(&self, fd: c_int, structured: bool, base_allocation: bool) -> PyResult<()> {
-        let export = self.export.get()?;
+    #[pyo3(signature = (fd, *, structured, base_allocation, tls = None))]
+    fn attach(
+        &self,
+        fd: c_int,
+        structured: bool,
+        base_allocation: bool,
+        tls: Option<&NbdTls>,
+    ) -> PyResult<()> {
         let socket = fd::take(fd)?;
+        let export = self.export.get()?;
+        let tls = tls.map(NbdTls::take).transpose()?;
         if base_allocation && !structured {
             return Err(PyValueError::new_err(
                 "base:allocation needs structured replies",
@@ -48,7 +93,7 @@ impl NbdExport {
             base_allocation,
         };
         export
-            .attach(socket, options)
+            .attach(socket, tls, options)
             .map_err(|refused| match refused {
                 AttachError::Closed => error::closed("export"),
                 AttachError::Socket(errno) => error::os_error(errno, refused),

@@ -19,6 +19,6 @@ mod watches;
 mod worker;
 
 pub use patience::Patience;
-pub use place::{Place, Waker};
+pub use place::{Place, Spawner, Waker};
 pub use pool::{Pool, PoolError, Settings, Workers};
 pub use task::{Next, Task, Turn};

@@ -2,13 +2,13 @@
 
 use crate::mailbox::Mailbox;
 use crate::pool::Make;
-use crate::task::TaskId;
+use crate::task::{Task, TaskId};
 use crate::watches::Watches;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use vduse_ring::Spin;
 
 /// What a worker is told.
@@ -75,6 +75,11 @@ impl Place {
         }
     }
 
+    /// Puts other tasks on this task's worker.
+    pub fn spawner(&self) -> Spawner {
+        Spawner::new(&self.line)
+    }
+
     /// Watches an fd for edges of readability, and of writability where asked; events come to
     /// [`Task::event`](crate::Task::event) under `key`. EEXIST: it is watched already; EPERM: a
     /// file that cannot be polled.
@@ -85,6 +90,30 @@ impl Place {
     /// Ends a watch. Closing the fd is not enough where it has other owners.
     pub fn unwatch(&self, fd: BorrowedFd<'_>) {
         self.watches.remove(self.task, fd);
+    }
+}
+
+/// Puts tasks on one worker, from any thread; keeps nothing alive. The default is that of a worker
+/// that has ended.
+#[derive(Clone, Default)]
+pub struct Spawner(Weak<Line>);
+
+impl Spawner {
+    pub(crate) fn new(line: &Arc<Line>) -> Spawner {
+        Spawner(Arc::downgrade(line))
+    }
+
+    /// Makes a task on the worker's thread; `None` from `make`: there is none after all. Returns
+    /// at once; false if the worker has ended, and what is sent to one that is about to is dropped.
+    pub fn spawn(
+        &self,
+        make: impl FnOnce(Place) -> Option<Box<dyn Task>> + Send + 'static,
+    ) -> bool {
+        let Some(line) = self.0.upgrade() else {
+            return false;
+        };
+        line.send(Letter::Spawn(Box::new(make)));
+        true
     }
 }
 

@@ -10,9 +10,14 @@ mod check;
 mod error;
 mod file;
 mod fixed;
+mod history;
+#[cfg(feature = "testing")]
+mod inbox;
+mod lane;
 mod memory;
 mod null;
 mod observe;
+mod status;
 #[cfg(test)]
 mod tests;
 mod uring;
@@ -20,9 +25,14 @@ mod uring;
 pub use check::check;
 pub use error::Error;
 pub use file::{EngineChoice, File, Locking, OpenOptions};
+pub use history::{ConnectionState, History};
+#[cfg(feature = "testing")]
+pub use inbox::Inbox;
+pub use lane::Lane;
 pub use memory::Memory;
 pub use null::Null;
 pub use observe::{Connection, Notice, Observer, Observers};
+pub use status::{Piece, StatusRequest};
 pub(crate) use uring::Uring;
 pub use uring::io_uring_allowed;
 
@@ -32,6 +42,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Weak;
 use std::time::Instant;
+use vduse_worker::Spawner;
 
 /// Who writes into guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +131,8 @@ pub enum Submitted {
 pub struct Local {
     /// Takes completions from any thread.
     pub completer: Completer,
+    /// Puts tasks on the worker: what a backend has there beside its engines.
+    pub spawner: Spawner,
     /// The worker's io_uring, made by the first engine that wants it.
     pub(crate) uring: RefCell<Option<Rc<RefCell<Uring>>>>,
 }
@@ -193,6 +206,25 @@ pub trait Backend: Send + Sync {
         Ok(self.info().size.0)
     }
 
+    /// Makes the disk `size` bytes long, waiting for it: what is new reads as zeroes, what is beyond
+    /// is gone. Observers hear of it. EOPNOTSUPP: it has a size of its own.
+    fn resize(&self, _size: Length) -> Result<(), Error> {
+        Err(Error::new(
+            Errno::OPNOTSUPP,
+            "it is not resized from here: change what it lies on",
+        ))
+    }
+
+    /// All its bytes, also those that are no whole sector at its end.
+    fn length(&self) -> Length {
+        self.info().size
+    }
+
+    /// Whether a write past its end makes it longer, as it does with files.
+    fn grows(&self) -> bool {
+        false
+    }
+
     /// Makes everything stable, waiting for it.
     fn flush(&self) -> Result<(), Error>;
 
@@ -201,9 +233,21 @@ pub trait Backend: Send + Sync {
         self.flush()
     }
 
+    /// Of a layer: flushes and ends, as [`Backend::close`] does, but what lies beneath goes on. No
+    /// engine is on it.
+    fn release(&self) -> Result<(), Error> {
+        self.flush()
+    }
+
     /// Bytes of memory that hold what overlays among its layers keep.
     fn overlay_allocated(&self) -> u64 {
         0
+    }
+
+    /// Tells what lies where, as it is now, on this thread or another; never waits. Those who do
+    /// not know call everything data.
+    fn block_status(&self, request: StatusRequest) {
+        request.answer_data();
     }
 
     /// How the link to whatever holds the bytes stands.

@@ -65,6 +65,7 @@ impl Bench {
         let rung = bell.clone();
         mailbox.set_bell(move || assert_eq!(rustix::io::write(&rung, &1u64.to_ne_bytes()), Ok(8)));
         let local = Local {
+            spawner: Default::default(),
             completer: Completer::new(mailbox.clone()),
             uring: RefCell::new(None),
         };

@@ -42,6 +42,9 @@ enum Operation {
 pub(crate) enum Traffic {
     Read(u64),
     Write(u64),
+    Flush,
+    /// A discard or write zeroes.
+    Discard,
     Other,
 }
 
@@ -206,7 +209,9 @@ impl Operation {
         match self {
             Operation::Read => Traffic::Read(bytes),
             Operation::Write => Traffic::Write(bytes),
-            _ => Traffic::Other,
+            Operation::Flush => Traffic::Flush,
+            Operation::Discard | Operation::WriteZeroes => Traffic::Discard,
+            Operation::GetId => Traffic::Other,
         }
     }
 }

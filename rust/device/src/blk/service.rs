@@ -1,7 +1,7 @@
 //! Serves a virtqueue of a disk: parses each chain, carries it out on the backend's engine.
 
 use super::{Disk, Execution, Parsed, Progress, Request, Rules, Traffic, parse};
-use crate::backend::{Completion, Engine, Info, Kind};
+use crate::backend::{Backend, Completion, Engine, Info, Kind};
 use crate::handle::QueueId;
 use crate::live::{Live, Stop};
 use crate::service::{Intake, Service};
@@ -29,6 +29,8 @@ pub(super) struct BlkService {
     id: QueueId,
     disk: Arc<Disk>,
     features: u64,
+    /// What the engine is of.
+    backend: Arc<dyn Backend>,
     engine: Box<dyn Engine>,
     in_flight: Slab<Pending>,
 }
@@ -38,12 +40,14 @@ impl BlkService {
         id: QueueId,
         disk: Arc<Disk>,
         features: u64,
+        backend: Arc<dyn Backend>,
         engine: Box<dyn Engine>,
     ) -> BlkService {
         BlkService {
             id,
             disk,
             features,
+            backend,
             engine,
             in_flight: Slab::new(),
         }
@@ -97,7 +101,7 @@ fn complete(
 
 impl Service for BlkService {
     fn take(&mut self, intake: &mut Intake<'_>) -> Result<(), Stop> {
-        let info = self.disk.backend.info();
+        let info = self.backend.info();
         let rules = Rules {
             limits: self.disk.limits,
             features: self.features,
@@ -105,7 +109,7 @@ impl Service for BlkService {
             read_only: info.read_only || self.disk.limits.read_only,
         };
         while intake.pop()? {
-            let (live, batch) = (&mut *intake.live, &mut *intake.batch);
+            let (live, batch) = (&mut *intake.live, &mut intake.out.batch);
             let writable = &intake.chain.writable;
             match parse(intake.chain, &mut live.view, &rules).map_err(Stop::Status)? {
                 Parsed::Short => {
@@ -131,7 +135,7 @@ impl Service for BlkService {
         let Some(pending) = self.in_flight.get_mut(slot) else {
             return;
         };
-        let info = self.disk.backend.info();
+        let info = self.backend.info();
         let engine = self.engine.as_mut();
         let progress = pending.execution.complete(completion, &info, engine);
         if progress == Progress::Over
@@ -152,7 +156,7 @@ impl Service for BlkService {
         for slot in slots {
             self.engine.cancel(self.id.token(slot));
         }
-        if self.disk.backend.info().kind == Kind::Detachable {
+        if self.backend.info().kind == Kind::Detachable {
             self.in_flight = Slab::new();
         }
         self.engine.flush();
@@ -180,5 +184,9 @@ impl Service for BlkService {
 
     fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        self.in_flight.iter().map(|(_, it)| it.taken).min()
     }
 }

@@ -45,6 +45,7 @@ impl Rig {
     fn new() -> Rig {
         let backend = Memory::new(SECTORS * 512).unwrap();
         let local = Local {
+            spawner: Default::default(),
             completer: Completer::new(Mailbox::new()),
             uring: RefCell::new(None),
         };

@@ -75,7 +75,7 @@ impl ChainService {
             id: chain.id,
             slots: chain.slots,
             writable: Segments::from_slice(&chain.writable),
-            taken: intake.batch.taken(),
+            taken: intake.out.batch.taken(),
             chain: Arc::downgrade(&held),
             access,
         });
@@ -120,7 +120,7 @@ impl Service for ChainService {
             chains.push(self.hold(intake)?);
         }
         let starts_to_drain = intake.is_draining && !std::mem::replace(&mut self.is_draining, true);
-        let (live, batch) = (&mut *intake.live, &mut *intake.batch);
+        let (live, batch) = (&mut *intake.live, &mut intake.out.batch);
         // What was read where memory was taken away means nothing.
         live.check_memory()?;
         if !chains.is_empty() {
@@ -163,6 +163,10 @@ impl Service for ChainService {
 
     fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        self.in_flight.iter().map(|(_, it)| it.taken).min()
     }
 }
 

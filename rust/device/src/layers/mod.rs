@@ -12,8 +12,9 @@ mod overlay;
 mod random;
 mod read_only;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod throttle;
+mod window;
 
 pub use delay::{Delay, Pause};
 pub use error::{ErrorLayer, Faults, Rule, RuleId};
@@ -21,8 +22,10 @@ pub use kinds::{OpKind, OpKinds};
 pub use overlay::Overlay;
 pub use read_only::ReadOnly;
 pub use throttle::{Limits, Rate, Split, Throttle, ThrottleLayer};
+pub use window::{Filter, Window};
 
-use crate::backend::{Backend, Connection, Engine, Error, Info, Local, Observer};
+use crate::Length;
+use crate::backend::{Backend, Connection, Engine, Error, Info, Local, Observer, StatusRequest};
 use std::sync::{Arc, Weak};
 
 /// What a layer changes; everything else is the backend's beneath.
@@ -37,6 +40,16 @@ pub trait Layer: Send + Sync {
         0
     }
 
+    /// Whether a write past the end makes the disk longer, where that is so beneath.
+    fn grows(&self) -> bool {
+        true
+    }
+
+    /// Tells what lies where; see [`Backend::block_status`].
+    fn block_status(&self, below: &dyn Backend, request: StatusRequest) {
+        below.block_status(request);
+    }
+
     /// The layer's engine around the engine of a virtqueue, on the calling worker's thread.
     fn wrap(&self, below: Box<dyn Engine>, local: &Local) -> Box<dyn Engine>;
 }
@@ -45,12 +58,27 @@ pub trait Layer: Send + Sync {
 pub struct Layered<L> {
     below: Arc<dyn Backend>,
     layer: L,
+    /// Others use what lies beneath, too.
+    is_shared: bool,
 }
 
 impl<L: Layer> Layered<L> {
     /// `layer` on `below`, which nobody else uses.
     pub fn new(below: Arc<dyn Backend>, layer: L) -> Layered<L> {
-        Layered { below, layer }
+        Layered {
+            below,
+            layer,
+            is_shared: false,
+        }
+    }
+
+    /// `layer` on `below`, which others use, too: closing it does not close that.
+    pub fn shared(below: Arc<dyn Backend>, layer: L) -> Layered<L> {
+        Layered {
+            below,
+            layer,
+            is_shared: true,
+        }
     }
 }
 
@@ -71,16 +99,31 @@ impl<L: Layer> Backend for Layered<L> {
         self.below.refresh_size()
     }
 
+    fn length(&self) -> Length {
+        self.below.length()
+    }
+
+    fn grows(&self) -> bool {
+        self.layer.grows() && self.below.grows()
+    }
+
     fn flush(&self) -> Result<(), Error> {
         self.below.flush()
     }
 
     fn close(&self) -> Result<(), Error> {
-        self.below.close()
+        match self.is_shared {
+            true => self.flush(),
+            false => self.below.close(),
+        }
     }
 
     fn overlay_allocated(&self) -> u64 {
         self.layer.overlay_allocated() + self.below.overlay_allocated()
+    }
+
+    fn block_status(&self, request: StatusRequest) {
+        self.layer.block_status(&*self.below, request);
     }
 
     fn connection(&self) -> Connection {

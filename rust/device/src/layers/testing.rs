@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-pub(super) fn extent(offset: u64, len: u64) -> Extent {
+pub(crate) fn extent(offset: u64, len: u64) -> Extent {
     Extent::new(Offset(offset), Length(len)).unwrap()
 }
 
@@ -99,6 +99,7 @@ impl Bench {
     /// A layer on another backend.
     pub(super) fn on(below: Arc<dyn Backend>, layer: impl Layer) -> Bench {
         let local = Local {
+            spawner: Default::default(),
             completer: Completer::new(Mailbox::new()),
             uring: RefCell::new(None),
         };

@@ -1,13 +1,18 @@
 //! What the owners of devices ask of a worker.
 
 use super::{Queues, URING};
+use crate::backend::Error;
 use crate::command::Command;
 use crate::datapath::StartError;
 use crate::handle::QueueId;
 use crate::queue::{NewQueue, Queue};
+use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+
+const PANICKED: &str = "internal error: attaching to the backend panicked (please report it)";
 
 impl Queues {
     pub(super) fn read_mail(&mut self) {
@@ -54,6 +59,21 @@ impl Queues {
                 self.refresh(device);
                 drop(done);
             }
+            Command::Pause { device, done } => {
+                for id in self.of_device(device) {
+                    let done = done.clone();
+                    self.guarded(id, |queue| {
+                        queue.pause(done);
+                        Ok(())
+                    });
+                    self.retire(id);
+                }
+            }
+            Command::Resume { device, failed } => {
+                for id in self.of_device(device) {
+                    self.resume(id, &failed);
+                }
+            }
             Command::Discard { device, done } => self.discard(device, done.as_ref()),
         }
     }
@@ -89,6 +109,37 @@ impl Queues {
         Ok(())
     }
 
+    /// A queue goes on after a pause.
+    fn resume(&mut self, id: QueueId, failed: &Sender<Error>) {
+        let Some(queue) = self.queues.get_mut(id.key()) else {
+            return;
+        };
+        let service = match queue.is_at_rest() {
+            true => {
+                let attached = catch_unwind(AssertUnwindSafe(|| queue.attach(&self.local)));
+                match attached.unwrap_or_else(|_| Err(Error::new(Errno::IO, PANICKED))) {
+                    Ok(service) => Some(service),
+                    Err(error) => return queue.cannot_resume(error, failed),
+                }
+            }
+            false => None,
+        };
+        queue.resume(service);
+        // Kicks may have been missed.
+        self.make_hot(id);
+        if let Err(error) = self.watch_uring()
+            && let Some(queue) = self.queue(id)
+        {
+            queue.cannot_resume(Error::new(Errno::IO, error.to_string()), failed);
+        }
+    }
+
+    fn of_device(&self, device: u64) -> Vec<QueueId> {
+        let queues = self.queues.iter().map(|(_, queue)| queue);
+        let queues = queues.filter(|queue| queue.device().id == device);
+        queues.map(|queue| queue.id).collect()
+    }
+
     /// Starts to watch the io_uring once an engine has asked for it.
     fn watch_uring(&mut self) -> Result<(), StartError> {
         if self.uring.is_none()
@@ -105,10 +156,7 @@ impl Queues {
     /// The queues of a device let go of the generation they have looked at. They ask for kicks
     /// first: an unused ring need not be mapped, so nobody looks for it before it is used.
     fn refresh(&mut self, device: u64) {
-        let of_device = |(_, queue): &(u32, &mut Box<Queue>)| queue.device.id == device;
-        let queues = self.queues.iter_mut().filter(of_device);
-        let ids: Vec<QueueId> = queues.map(|(_, queue)| queue.id).collect();
-        for id in ids {
+        for id in self.of_device(device) {
             let is_hot = self.queue(id).is_some_and(|queue| queue.is_hot);
             let has_work = is_hot && self.arm_queue(id);
             if is_hot && !has_work {

@@ -33,7 +33,7 @@ impl Drop for Queues {
         let devices: Vec<u64> = self
             .queues
             .iter()
-            .map(|(_, queue)| queue.device.id)
+            .map(|(_, queue)| queue.device().id)
             .collect();
         for device in devices {
             self.discard(device, None);

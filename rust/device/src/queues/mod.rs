@@ -154,7 +154,10 @@ impl Queues {
             return (false, false);
         };
         match queue.look() {
-            Look::Never => return (false, false),
+            Look::Never => {
+                self.retire(id);
+                return (false, false);
+            }
             Look::Nothing => {
                 let stays_hot = queue.patience.lasts(others_work);
                 return (false, stays_hot || self.arm_queue(id));
@@ -187,7 +190,7 @@ impl Queues {
         what: impl FnOnce(&mut Queue) -> Result<T, Stop>,
     ) -> Option<T> {
         let queue = self.queue(id)?;
-        if queue.device.is_broken() {
+        if queue.device().is_broken() {
             queue.discard(None);
         }
         let result = catch_unwind(AssertUnwindSafe(|| {
@@ -203,7 +206,7 @@ impl Queues {
             Err(_) => Stop::Panic,
         };
         queue.stop(stop);
-        let device = queue.device.id;
+        let device = queue.device().id;
         self.discard(device, None);
         None
     }
@@ -224,7 +227,7 @@ impl Queues {
     fn discard(&mut self, device: u64, done: Option<&Done>) {
         let mut ids = Vec::new();
         for (_, queue) in self.queues.iter_mut() {
-            if queue.device.id == device {
+            if queue.device().id == device {
                 ids.push((queue.id, queue.discard(done.cloned())));
             }
         }
@@ -234,8 +237,12 @@ impl Queues {
         }
     }
 
-    /// Lets go of a queue that has ended.
+    /// Lets go of what serves a queue that is paused, and of a queue that has ended, once nothing
+    /// is in flight.
     fn retire(&mut self, id: QueueId) {
+        if self.queue(id).is_some_and(Queue::rest) {
+            self.note_deadline(id, None);
+        }
         if !self.queue(id).is_some_and(Queue::is_over) {
             return;
         }

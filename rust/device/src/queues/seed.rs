@@ -34,11 +34,12 @@ impl Seed {
         let waker = place.waker();
         self.mailbox.set_bell(move || waker.wake());
         Queues {
-            place,
             local: Local {
+                spawner: place.spawner(),
                 completer: Completer::new(self.mailbox.clone()),
                 uring: RefCell::new(None),
             },
+            place,
             mailbox: self.mailbox.clone(),
             has_mail: true,
             load: self.load.clone(),

@@ -124,6 +124,7 @@ fn a_dropped_chain_is_completed_and_told_of() {
     drop(chains.send(3, 4));
     assert_eq!(chains.used(), (3, 0));
     assert!(matches!(chains.call(), Call::Forgotten(1)));
+    chains.rig.path.stop_queue(0, LONG).unwrap();
     let (total, _) = chains.rig.path.stats();
     let total = total.counts;
     assert_eq!((total.requests, total.errors, total.in_flight), (1, 1, 0));

@@ -265,3 +265,21 @@ fn a_queue_that_never_sleeps_keeps_no_other_from_its_commands() {
         assert!(sent.join().unwrap() > 0);
     });
 }
+
+#[test]
+fn a_driver_sees_the_first_completions_while_the_batch_goes_on() {
+    let pool = TestPool::new(1);
+    for packed in [false, true] {
+        let mut rig = Rig::idle(&pool, memory(), packed);
+        for token in 0..5 {
+            rig.send(token, None, 0);
+        }
+        rig.start().unwrap();
+        for _ in 0..5 {
+            assert_eq!(rig.wait().1, 0);
+        }
+        let (all, _) = rig.path.stats();
+        let published = &all.distributions.batch_requests.buckets;
+        assert_eq!(*published, [(1, 1), (4, 1)].into(), "packed: {packed}");
+    }
+}

@@ -1,9 +1,8 @@
 //! The driver: its queues, and how it ends.
 
 use super::config::feature;
-use super::extents::{Content, Extents, Range, Ticket};
 use super::handle::BlkQueue;
-use super::jobs::{Job, Wake};
+use super::jobs::Wake;
 use super::limits::Limits;
 use super::queue::QueueCore;
 use super::request::Kind;
@@ -86,7 +85,6 @@ pub struct BlkDriver {
     capacity: AtomicU64,
     queues: Vec<QueueShared>,
     ending: Arc<Ending>,
-    extents: Arc<Extents>,
     phase: Mutex<Phase>,
 }
 
@@ -118,13 +116,11 @@ impl BlkDriver {
             errno: AtomicI32::new(Errno::NODEV.raw_os_error()),
             failure: Mutex::new(None),
         });
-        let extents = Arc::<Extents>::default();
         let mut driver = BlkDriver {
             features,
             capacity: AtomicU64::new(config.capacity.0),
             queues: Vec::with_capacity(lines.len()),
             ending: Arc::clone(&ending),
-            extents: Arc::clone(&extents),
             phase: Mutex::new(Phase::New),
         };
         for (&size, line) in queue_sizes.iter().zip(lines) {
@@ -136,7 +132,7 @@ impl BlkDriver {
             };
             let limits = Limits::new(&config, size, layout.indirect, dma.max_mapping())?;
             let wake = QueueShared::wake().map_err(SetupError::Eventfd)?;
-            let core = QueueCore::new(&dma, line, &ending, &extents, limits, layout)?;
+            let core = QueueCore::new(&dma, line, &ending, limits, layout)?;
             driver.queues.push(QueueShared::new(core, wake, &dma, line));
         }
         Ok(Arc::new(driver))
@@ -171,7 +167,6 @@ impl BlkDriver {
             .store(errno.raw_os_error(), Ordering::Release);
         self.end_all();
         self.queues.iter().for_each(|queue| queue.core().release());
-        self.extents.forget();
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
@@ -181,9 +176,7 @@ impl BlkDriver {
     /// After a config interrupt: the capacity may have changed.
     pub fn set_config(&self, config: &[u8]) -> Result<(), SetupError> {
         let config = BlkConfig::parse(config, self.features)?;
-        if self.capacity.swap(config.capacity.0, Ordering::AcqRel) != config.capacity.0 {
-            self.extents.forget();
-        }
+        self.capacity.store(config.capacity.0, Ordering::Release);
         Ok(())
     }
 
@@ -210,26 +203,6 @@ impl BlkDriver {
     /// With which errno every request ends, once the driver does not run.
     pub fn ended(&self) -> Option<Errno> {
         self.ending.errno()
-    }
-
-    /// What the disk holds in `count` sectors from `sector` on, as far as this driver's own
-    /// discards and write-zeroes tell: at most `most` extents without a gap, lengths and
-    /// contents. They may end before the range does.
-    pub fn contents(
-        &self,
-        sector: Sectors,
-        count: Sectors,
-        most: usize,
-    ) -> Vec<(Sectors, Content)> {
-        let end = sector.checked_add(count).unwrap_or(sector);
-        let mut at = sector;
-        let mut extents = self.extents.describe(Range { start: sector, end }, most);
-        for (end, _) in &mut extents {
-            let len = Sectors(end.0 - at.0);
-            at = *end;
-            *end = len;
-        }
-        extents
     }
 
     /// Why the device was given up, if it was.
@@ -286,6 +259,10 @@ impl BlkDriver {
         ended.pop().map_or(Err(Errno::IO), |(_, outcome)| outcome)
     }
 
+    pub(super) fn shared_queues(&self) -> &[QueueShared] {
+        &self.queues
+    }
+
     pub(super) fn shared(&self, index: usize) -> &QueueShared {
         &self.queues[index]
     }
@@ -319,22 +296,6 @@ impl BlkDriver {
             Some(end) if end <= self.capacity() => Ok(bytes > 0),
             _ => Err(Errno::INVAL),
         }
-    }
-
-    /// A discard or write-zeroes is about to be submitted; nobody holds a queue's lock.
-    pub(super) fn begin(&self, job: &Job) -> Option<Ticket> {
-        let content = match job.kind {
-            Kind::Discard => Content::Hole,
-            Kind::WriteZeroes { unmap: true } => Content::ZeroHole,
-            Kind::WriteZeroes { unmap: false } => Content::Zero,
-            Kind::Read | Kind::Write | Kind::Flush | Kind::GetId => return None,
-        };
-        let range = job.range();
-        let ticket = self.extents.begin(range, content);
-        if self.queues.iter().any(|queue| queue.core().changes(&range)) {
-            self.extents.touched(&range);
-        }
-        ticket
     }
 
     /// Every queue ends what it has; nobody holds a queue's lock.

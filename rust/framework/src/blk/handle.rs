@@ -99,13 +99,8 @@ impl BlkQueue {
             buffer,
             client: Some(self.client),
             token,
-            ticket: None,
         };
-        let ticket = match needed {
-            true => self.driver.begin(&job),
-            false => None,
-        };
-        Ok((Job { ticket, ..job }, needed))
+        Ok((job, needed))
     }
 
     /// Puts outcomes where the next [`BlkQueue::reap`] finds them: requests that were refused,

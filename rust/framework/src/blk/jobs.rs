@@ -1,7 +1,5 @@
 //! Programs' requests under way (jobs), and whose they are.
 
-use super::Sectors;
-use super::extents::{Range, Ticket};
 use super::request::Kind;
 use crate::Buffer;
 use rustix::io::Errno;
@@ -30,8 +28,6 @@ pub(super) struct Job {
     pub(super) buffer: Option<Buffer>,
     pub(super) client: Option<u32>,
     pub(super) token: u64,
-    /// What is learnt of the disk's contents once it has ended.
-    pub(super) ticket: Option<Ticket>,
 }
 
 impl Job {
@@ -43,15 +39,6 @@ impl Job {
 
     pub(super) fn is_over(&self) -> bool {
         self.closed && self.in_flight == 0
-    }
-
-    /// Where on the disk it works.
-    pub(super) fn range(&self) -> Range {
-        let sectors = |bytes| Sectors(bytes / Sectors::SIZE);
-        Range {
-            start: sectors(self.start),
-            end: sectors(self.start.saturating_add(self.total)),
-        }
     }
 }
 

@@ -11,8 +11,8 @@
 
 mod config;
 mod driver;
-mod extents;
 mod handle;
+mod hold;
 mod jobs;
 mod limits;
 mod queue;
@@ -27,8 +27,8 @@ mod tests;
 
 pub use config::{BlkConfig, SetupError};
 pub use driver::{BlkDriver, BlkStats};
-pub use extents::Content;
 pub use handle::{Armed, BlkQueue};
+pub use hold::Hold;
 pub use jobs::Wake;
 pub use request::Request;
 pub use sector::Sectors;

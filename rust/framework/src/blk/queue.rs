@@ -1,13 +1,14 @@
 //! One queue's requests: from jobs to virtio-blk requests on the ring, and back. Everything here
 //! runs under the queue's lock, and never waits.
 
+mod renewal;
+
 use super::driver::Ending;
-use super::extents::{Extents, Range};
 use super::jobs::{Client, Job, Outcome, Slab};
 use super::limits::Limits;
 use super::request::{ID_BYTES, Kind};
 use super::slots::Slots;
-use super::{BlkStats, SetupError};
+use super::{BlkStats, Hold, SetupError};
 use crate::{Coherent, Direction, Dma, DmaError, Mapping, VqLine};
 use rustix::io::Errno;
 use smallvec::{SmallVec, smallvec};
@@ -26,6 +27,8 @@ const S_UNSUPP: u8 = 2;
 struct Part {
     job: u32,
     mapping: Option<Mapping>,
+    /// First byte of the job.
+    start: u64,
     bytes: u64,
 }
 
@@ -49,8 +52,9 @@ pub(super) struct QueueCore {
     dma: Arc<dyn Dma>,
     line: Arc<VqLine>,
     ending: Arc<Ending>,
-    extents: Arc<Extents>,
     limits: Limits,
+    layout: Layout,
+    hold: Hold,
     ring: DriverQueue,
     slots: Slots,
     /// By slot.
@@ -59,6 +63,8 @@ pub(super) struct QueueCore {
     clients: Slab<Client>,
     /// Jobs with parts to issue, oldest first.
     backlog: VecDeque<u32>,
+    /// Parts that a device which was reset has not answered; they go before the backlog.
+    again: VecDeque<renewal::Again>,
     /// Requests in the ring that were not published.
     staged: u64,
     /// Mappings that the device may still use although their jobs have ended.
@@ -79,7 +85,6 @@ impl QueueCore {
         dma: &Arc<dyn Dma>,
         line: &Arc<VqLine>,
         ending: &Arc<Ending>,
-        extents: &Arc<Extents>,
         limits: Limits,
         layout: Layout,
     ) -> Result<QueueCore, SetupError> {
@@ -90,14 +95,16 @@ impl QueueCore {
                 dma: Arc::clone(dma),
                 line: Arc::clone(line),
                 ending: Arc::clone(ending),
-                extents: Arc::clone(extents),
                 limits,
+                layout,
+                hold: Hold::default(),
                 ring,
                 slots,
                 parts: (0..layout.size).map(|_| None).collect(),
                 jobs: Slab::default(),
                 clients: Slab::default(),
                 backlog: VecDeque::new(),
+                again: VecDeque::new(),
                 staged: 0,
                 held: Vec::new(),
                 progress: false,
@@ -168,7 +175,11 @@ impl QueueCore {
 
     /// Whether jobs wait for ring or address space.
     pub(super) fn is_stalled(&self) -> bool {
-        !self.backlog.is_empty()
+        !self.hold.submissions && self.has_backlog()
+    }
+
+    fn has_backlog(&self) -> bool {
+        !self.again.is_empty() || !self.backlog.is_empty()
     }
 
     /// Whether any job has ended since the last call.
@@ -178,7 +189,7 @@ impl QueueCore {
 
     /// Before sleeping: irqs on; true if a completion is there already.
     pub(super) fn enable_irqs(&mut self) -> bool {
-        self.ring.enable_irqs()
+        !self.hold.completions && self.ring.enable_irqs()
     }
 
     /// After sleeping: irqs off.
@@ -198,9 +209,6 @@ impl QueueCore {
         if let Some(client) = client {
             client.outstanding += 1;
         }
-        if job.kind == Kind::Write && needed {
-            self.extents.writing(job.range());
-        }
         let ending = self.ending.errno();
         if let Some(errno) = ending {
             job.close(errno);
@@ -216,18 +224,6 @@ impl QueueCore {
         }
     }
 
-    /// Whether a request under way may change `range` in a way that nobody follows.
-    pub(super) fn changes(&mut self, range: &Range) -> bool {
-        self.jobs.iter_mut().any(|(_, job)| {
-            let changes = match job.kind {
-                Kind::Write => true,
-                Kind::Discard | Kind::WriteZeroes { .. } => job.ticket.is_none(),
-                Kind::Read | Kind::Flush | Kind::GetId => false,
-            };
-            changes && job.range().overlaps(range)
-        })
-    }
-
     /// Outcomes for a client's next look.
     pub(super) fn put_back(&mut self, client: u32, ended: &mut Vec<(u64, Outcome)>) {
         if let Some(client) = self.clients.get_mut(client) {
@@ -239,6 +235,9 @@ impl QueueCore {
 
     /// Publishes what is staged.
     pub(super) fn publish(&mut self) {
+        if self.hold.submissions {
+            return;
+        }
         let requests = std::mem::take(&mut self.staged);
         if requests == 0 {
             return;
@@ -264,6 +263,9 @@ impl QueueCore {
             self.fail_all();
             return pumped;
         }
+        if self.hold.completions {
+            return pumped;
+        }
         loop {
             match self.ring.pop_used() {
                 Ok(Some((slot, _written))) => {
@@ -283,7 +285,7 @@ impl QueueCore {
             pumped.gave_up = true;
             return pumped;
         }
-        if !self.backlog.is_empty() {
+        if self.is_stalled() {
             self.issue_backlog();
             self.publish();
         }
@@ -300,6 +302,7 @@ impl QueueCore {
             self.held.extend(part.mapping);
         }
         self.backlog.clear();
+        self.again.clear();
         self.staged = 0;
         let open: Vec<u32> = self
             .jobs
@@ -349,6 +352,9 @@ impl QueueCore {
     }
 
     fn issue_backlog(&mut self) {
+        if self.hold.submissions || !self.issue_again() {
+            return;
+        }
         while let Some(&index) = self.backlog.front() {
             while self.jobs.get_mut(index).is_some_and(|job| !job.closed) {
                 match self.issue_part(index) {
@@ -371,7 +377,20 @@ impl QueueCore {
     /// Puts the job's next part on the ring.
     fn issue_part(&mut self, index: u32) -> Result<(), Stall> {
         let job = self.jobs.get_mut(index).ok_or(Stall::Failed(Errno::IO))?;
-        let bytes = self.limits.part(job.kind, job.total - job.issued);
+        let start = job.issued;
+        let bytes = self.limits.part(job.kind, job.total - start);
+        self.put(index, start, bytes)?;
+        if let Some(job) = self.jobs.get_mut(index) {
+            job.issued += bytes;
+            job.in_flight += 1;
+            job.closed = job.issued == job.total;
+        }
+        Ok(())
+    }
+
+    /// Puts `bytes` of a job from its byte `start` on the ring.
+    fn put(&mut self, index: u32, start: u64, bytes: u64) -> Result<(), Stall> {
+        let job = self.jobs.get_mut(index).ok_or(Stall::Failed(Errno::IO))?;
         let moving = matches!(job.kind, Kind::Read | Kind::Write);
         let descriptors = match job.kind {
             Kind::Flush => 2,
@@ -391,7 +410,7 @@ impl QueueCore {
                 _ => Direction::ToDevice,
             };
             let buffer = job.buffer.as_ref();
-            let part = buffer.and_then(|buffer| buffer.part(job.issued as usize, bytes as usize));
+            let part = buffer.and_then(|buffer| buffer.part(start as usize, bytes as usize));
             let part = part.ok_or(Stall::Failed(Errno::IO))?;
             Some(self.dma.map(part, direction).map_err(|error| match error {
                 DmaError::NoSpace => Stall::Full,
@@ -403,7 +422,7 @@ impl QueueCore {
         let Some(slot) = self.slots.take() else {
             return Err(self.undo(mapping, None, Stall::Full));
         };
-        let sector = (job.start + job.issued) / super::Sectors::SIZE;
+        let sector = (job.start + start) / super::Sectors::SIZE;
         self.slots.fill(slot, job.kind, sector, bytes);
         let (readable, writable) = chain(&self.limits, &self.slots, slot, job.kind, &mapping);
         match self.ring.add(&readable, &writable, slot) {
@@ -413,12 +432,10 @@ impl QueueCore {
                 return Err(self.undo(mapping, Some(slot), Stall::Failed(Errno::IO)));
             }
         }
-        job.issued += bytes;
-        job.in_flight += 1;
-        job.closed = job.issued == job.total;
         self.parts[slot as usize] = Some(Part {
             job: index,
             mapping,
+            start,
             bytes,
         });
         self.staged += 1;
@@ -460,7 +477,6 @@ impl QueueCore {
         let Some(job) = self.jobs.get_mut(part.job) else {
             return;
         };
-        job.in_flight -= 1;
         match outcome {
             Ok(bytes) => match job.kind {
                 Kind::Read => self.stats.bytes_read += bytes,
@@ -468,14 +484,23 @@ impl QueueCore {
                 Kind::GetId => job.store_id(&id),
                 Kind::Flush | Kind::Discard | Kind::WriteZeroes { .. } => {}
             },
-            Err(errno) => {
-                self.stats.errors += 1;
-                job.close(errno);
-            }
+            Err(_) => self.stats.errors += 1,
+        }
+        self.part_ended(part.job, outcome.err());
+    }
+
+    /// The device has one part of a job less.
+    fn part_ended(&mut self, index: u32, error: Option<Errno>) {
+        let Some(job) = self.jobs.get_mut(index) else {
+            return;
+        };
+        job.in_flight -= 1;
+        if let Some(errno) = error {
+            job.close(errno);
         }
         // A closed job may still be at the head of the backlog; it ends there.
-        if job.is_over() && self.backlog.front() != Some(&part.job) {
-            self.finish(part.job);
+        if job.is_over() && self.backlog.front() != Some(&index) {
+            self.finish(index);
         }
     }
 
@@ -485,9 +510,6 @@ impl QueueCore {
             return;
         };
         self.progress = true;
-        if let Some(ticket) = job.ticket {
-            self.extents.end(ticket, job.error.is_none());
-        }
         let client = job.client.and_then(|client| self.clients.get_mut(client));
         if let Some(client) = client {
             let outcome: Outcome = match job.error {

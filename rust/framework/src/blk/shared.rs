@@ -7,6 +7,7 @@
 //! An event loop watches the irq eventfd itself, for edges, since a leader may read it. While
 //! its client is armed irqs stay asked for, and whoever takes the client's completions wakes it.
 
+use super::Hold;
 use super::jobs::Client;
 use super::queue::QueueCore;
 use crate::{Dma, VqLine};
@@ -71,6 +72,21 @@ impl Guarded {
                 return pumped.gave_up;
             }
         }
+    }
+
+    /// What is left undone from now on; true if the device was given up. What came meanwhile is
+    /// taken, and who sleeps relies on an irq of a ring that may be another now.
+    pub(super) fn set_hold(&mut self, hold: Hold) -> bool {
+        self.core.set_hold(hold);
+        let mut pumped = self.core.pump();
+        let sleeper = self.led || self.armed > 0;
+        while sleeper && self.core.enable_irqs() {
+            pumped = self.core.pump();
+            if !pumped.took {
+                break;
+            }
+        }
+        pumped.gave_up
     }
 
     /// No irqs, but where somebody sleeps on them.

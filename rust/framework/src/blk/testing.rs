@@ -89,6 +89,7 @@ pub struct Rig {
     pub memory: Memory,
     /// One a queue.
     pub lines: Vec<Arc<VqLine>>,
+    shape: Shape,
     behaviour: Arc<Mutex<Behaviour>>,
     quit: Arc<AtomicBool>,
     kick: OwnedFd,
@@ -173,23 +174,40 @@ impl Rig {
             hold: false,
             seen: Vec::new(),
         }));
-        let quit = Arc::new(AtomicBool::new(false));
-        let mut device = Device {
-            queues: queues(&driver, &memory, &shape),
-            lines: lines.clone(),
-            behaviour: Arc::clone(&behaviour),
-            quit: Arc::clone(&quit),
-            kick: kick.try_clone().unwrap(),
-        };
-        Rig {
+        let mut rig = Rig {
             driver,
             memory,
             lines,
+            shape,
             behaviour,
-            quit,
+            quit: Arc::default(),
             kick,
-            thread: Some(std::thread::spawn(move || device.run())),
+            thread: None,
+        };
+        rig.set_up_device();
+        rig
+    }
+
+    /// A reset: the device forgets its rings and what it has taken.
+    pub fn reset_device(&mut self) {
+        self.quit.store(true, Ordering::Release);
+        self.prod();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
         }
+    }
+
+    /// The device is live, on the driver's rings as they are now.
+    pub fn set_up_device(&mut self) {
+        self.quit.store(false, Ordering::Release);
+        let mut device = Device {
+            queues: queues(&self.driver, &self.memory, &self.shape),
+            lines: self.lines.clone(),
+            behaviour: Arc::clone(&self.behaviour),
+            quit: Arc::clone(&self.quit),
+            kick: self.kick.try_clone().unwrap(),
+        };
+        self.thread = Some(std::thread::spawn(move || device.run()));
     }
 
     /// What the device does from now on.
@@ -205,11 +223,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        self.quit.store(true, Ordering::Release);
-        self.prod();
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
+        self.reset_device();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The driver against a small device, and against one that does not keep the rules.
 
 mod events;
+mod hold;
 
 use super::config::feature;
 use super::testing::{MAX_RANGE, Memory, Rig, SHAPE, Shape, buffer, config_space};

@@ -2,15 +2,24 @@
 
 use super::lock::{self, Locking};
 use super::probe;
-use super::transfer::Alignment;
-use crate::Length;
+use super::transfer::{Alignment, Direction, Transfer};
 use crate::backend::Error;
+use crate::{Buffer, Extent, Length, SECTOR_SIZE};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What is in a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// A disk's bytes as they are: whole sectors.
+    Disk,
+    /// A format that a backend above understands: as long as it likes, and it may grow.
+    Container,
+}
 
 /// Who keeps the image's lock.
 #[derive(Default)]
@@ -31,6 +40,7 @@ pub(in crate::backend) struct Image {
     /// What O_DIRECT asks for; `None` without it.
     pub(super) alignment: Option<Alignment>,
     locking: Locking,
+    contents: Contents,
     users: Mutex<Users>,
     /// Held from the read to the write of a read-modify-write, and while part of a block is
     /// zeroed.
@@ -43,6 +53,7 @@ impl Image {
         read_only: bool,
         direct: bool,
         locking: Locking,
+        contents: Contents,
     ) -> Result<Image, Error> {
         let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK;
         flags |= if read_only {
@@ -85,9 +96,12 @@ impl Image {
         if locking == Locking::Open {
             lock::acquire(&file, path, read_only)?;
         }
-        let size = probe::size(&file, path)?;
         let block_size = probe::block_size(&file, is_block_device);
         let alignment = direct.then(|| probe::alignment(&file, block_size));
+        let size = match contents {
+            Contents::Disk => probe::size(&file, path)?,
+            Contents::Container => container_size(&file, read_only, is_block_device, alignment)?,
+        };
         check_blocks(path, size, alignment)?;
         let can_discard = !read_only && probe::can_discard(&file, is_block_device, size);
         Ok(Image {
@@ -99,6 +113,7 @@ impl Image {
             block_size: block_size.max(alignment.map_or(512, |a| a.file as u32)),
             alignment,
             locking,
+            contents,
             users: Mutex::default(),
             modify: Mutex::new(()),
             file,
@@ -118,6 +133,7 @@ impl Image {
             block_size: 512,
             alignment: None,
             locking: Locking::Never,
+            contents: Contents::Disk,
             users: Mutex::default(),
             modify: Mutex::new(()),
         }
@@ -131,12 +147,48 @@ impl Image {
         Length(self.size.load(Ordering::Relaxed))
     }
 
+    /// In whole sectors, as its users see it: the last one of a container may go on past the file's
+    /// end, with zeroes until somebody writes there.
+    pub(super) fn sectors(&self) -> Length {
+        Length(self.size().0.next_multiple_of(SECTOR_SIZE))
+    }
+
+    /// A transfer; see [`Transfer::plan`].
+    pub(super) fn plan(
+        &self,
+        direction: Direction,
+        extent: Extent,
+        buffer: Buffer,
+    ) -> Result<Transfer, Buffer> {
+        let transfer = Transfer::plan(direction, extent, buffer, self.alignment)?;
+        Ok(match self.contents {
+            Contents::Disk => transfer,
+            Contents::Container => transfer.fills_last_sector(),
+        })
+    }
+
     /// Looks again; the new size if it changed.
     pub(super) fn refresh_size(&self) -> Result<Option<Length>, Error> {
-        let size = probe::size(&self.file, &self.path)?;
+        let size = match self.contents {
+            Contents::Disk => probe::size(&self.file, &self.path)?,
+            Contents::Container => probe::length(&self.file)?,
+        };
         check_blocks(&self.path, size, self.alignment)?;
         let before = self.size.swap(size.0, Ordering::Relaxed);
         Ok((before != size.0).then_some(size))
+    }
+
+    /// Makes the file `size` bytes long. EINVAL for a block device, or where O_DIRECT could not
+    /// reach the end.
+    pub(super) fn resize(&self, size: Length) -> Result<(), Error> {
+        let refuse = |why| Error::new(Errno::INVAL, format!("{}: {why}", self.path.display()));
+        if self.is_block_device {
+            return Err(refuse("a block device has a size of its own"));
+        }
+        check_blocks(&self.path, size, self.alignment)?;
+        rustix::fs::ftruncate(&self.file, size.0)?;
+        self.size.store(size.0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// One more engine works on it. EBADF once it is closed; EAGAIN: the lock is somebody else's.
@@ -183,6 +235,26 @@ impl Image {
     fn lock_users(&self) -> MutexGuard<'_, Users> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Bytes of a container. Where O_DIRECT could not reach the last ones, the file is filled up.
+fn container_size(
+    file: &OwnedFd,
+    read_only: bool,
+    is_block_device: bool,
+    alignment: Option<Alignment>,
+) -> Result<Length, Error> {
+    let size = probe::length(file)?;
+    let (Some(Alignment { file: block, .. }), false, false) =
+        (alignment, read_only, is_block_device)
+    else {
+        return Ok(size);
+    };
+    let whole = size.0.checked_next_multiple_of(block).ok_or(Errno::FBIG)?;
+    if whole != size.0 {
+        rustix::fs::ftruncate(file, whole)?;
+    }
+    Ok(Length(whole))
 }
 
 /// EINVAL where the last block is not whole: O_DIRECT cannot reach its bytes.

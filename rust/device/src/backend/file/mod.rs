@@ -7,11 +7,13 @@ mod image;
 mod lock;
 mod operations;
 mod probe;
+mod status;
 #[cfg(test)]
 mod tests;
 mod threads;
 mod transfer;
 
+use image::Contents;
 pub(super) use image::Image;
 pub use lock::Locking;
 pub(super) use transfer::{Direction, Transfer};
@@ -19,9 +21,10 @@ pub(super) use transfer::{Direction, Transfer};
 use super::fixed::Fixed;
 use super::uring::{Uring, io_uring_allowed};
 use super::{
-    Backend, Engine, Error, Info, Kind, Local, Notice, Observer, Observers, Op, Submitted, Token,
+    Backend, Engine, Error, Info, Kind, Local, Notice, Observer, Observers, Op, StatusRequest,
+    Submitted, Token,
 };
-use crate::Completer;
+use crate::{Completer, Length, SECTOR_SIZE};
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::path::Path;
@@ -66,6 +69,25 @@ impl File {
     /// Opens and locks it. EAGAIN: locked by another program; EPERM or ENOSYS: io_uring was
     /// asked for and is forbidden.
     pub fn open(path: &Path, options: OpenOptions) -> Result<File, Error> {
+        File::open_as(path, options, Contents::Disk)
+    }
+
+    /// Opens and locks a file that holds a format: its size need not be whole sectors, and
+    /// engines may write past its end. Errors as of [`File::open`].
+    pub fn open_container(path: &Path, options: OpenOptions) -> Result<File, Error> {
+        File::open_as(path, options, Contents::Container)
+    }
+
+    /// Its first `most` bytes, or all of a shorter file, waiting for them.
+    pub fn start(&self, most: u64) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; self.image.size().0.min(most) as usize];
+        self.image
+            .read_start(&mut bytes)
+            .map_err(|errno| Error::failed("cannot read", errno))?;
+        Ok(bytes)
+    }
+
+    fn open_as(path: &Path, options: OpenOptions, contents: Contents) -> Result<File, Error> {
         let use_uring = match options.engine {
             EngineChoice::Threads => false,
             EngineChoice::Auto => io_uring_allowed().is_ok(),
@@ -76,7 +98,10 @@ impl File {
                 )
             })?,
         };
-        let image = Image::open(path, options.read_only, options.direct, options.locking)?;
+        let OpenOptions {
+            read_only, direct, ..
+        } = options;
+        let image = Image::open(path, read_only, direct, options.locking, contents)?;
         Ok(File::of(image, use_uring))
     }
 
@@ -93,7 +118,7 @@ impl File {
     /// Opened with O_DIRECT, as if it had blocks of `block` bytes.
     #[cfg(test)]
     pub(super) fn open_with_blocks(path: &Path, block: u32) -> Result<File, Error> {
-        let mut image = Image::open(path, false, true, Locking::Never)?;
+        let mut image = Image::open(path, false, true, Locking::Never, Contents::Disk)?;
         image.block_size = block;
         image.alignment = Some(transfer::Alignment {
             memory: block as usize,
@@ -106,7 +131,7 @@ impl File {
 impl Backend for File {
     fn info(&self) -> Info {
         Info {
-            size: self.image.size(),
+            size: self.image.sectors(),
             block_size: self.image.block_size,
             read_only: self.image.read_only,
             can_discard: self.image.can_discard,
@@ -145,9 +170,25 @@ impl Backend for File {
 
     fn refresh_size(&self) -> Result<u64, Error> {
         if let Some(size) = self.image.refresh_size()? {
-            self.observers.tell(&Notice::Resized(size));
+            let whole = Length(size.0.next_multiple_of(SECTOR_SIZE));
+            self.observers.tell(&Notice::Resized(whole));
         }
         Ok(self.image.size().0)
+    }
+
+    /// EINVAL for a block device, or where O_DIRECT could not reach the end.
+    fn resize(&self, size: Length) -> Result<(), Error> {
+        self.image.resize(size)?;
+        self.observers.tell(&Notice::Resized(size));
+        Ok(())
+    }
+
+    fn length(&self) -> Length {
+        self.image.size()
+    }
+
+    fn grows(&self) -> bool {
+        !self.image.read_only && !self.image.is_block_device
     }
 
     fn flush(&self) -> Result<(), Error> {
@@ -160,6 +201,11 @@ impl Backend for File {
         let flushed = self.flush();
         self.image.close();
         flushed
+    }
+
+    /// A thread looks: the file system may have to read for it.
+    fn block_status(&self, request: StatusRequest) {
+        self.threads.block_status(request);
     }
 
     fn observe(&self, observer: Weak<dyn Observer>) {
@@ -225,7 +271,7 @@ impl Engine for FileEngine {
                 return Submitted::Pending;
             }
         };
-        match Transfer::plan(direction, extent, buffer, self.image.alignment) {
+        match self.image.plan(direction, extent, buffer) {
             Ok(transfer) if transfer.is_done() => Submitted::Done(Ok(())),
             Ok(transfer) => {
                 let uring = &mut *uring.borrow_mut();

@@ -33,8 +33,21 @@ impl Image {
         }
     }
 
+    /// Reads the first bytes of the file, which are there.
+    pub(super) fn read_start(&self, bytes: &mut [u8]) -> Result<(), Errno> {
+        let len = Length(bytes.len() as u64);
+        let extent = Extent::new(Offset(0), len).ok_or(Errno::FBIG)?;
+        let piece = vduse_mem::Piece {
+            ptr: std::ptr::NonNull::from(&mut *bytes).cast(),
+            len: bytes.len(),
+        };
+        // SAFETY: the transfer is over before `bytes` is used again.
+        let buffer = unsafe { Buffer::borrowed(smallvec::smallvec![piece]) };
+        self.transfer(Direction::Read, extent, buffer)
+    }
+
     fn transfer(&self, way: Direction, extent: Extent, buffer: Buffer) -> Result<(), Errno> {
-        match Transfer::plan(way, extent, buffer, self.alignment) {
+        match self.plan(way, extent, buffer) {
             Ok(transfer) => self.complete(transfer),
             Err(buffer) => self.transfer_by_copies(way, extent, &buffer),
         }

@@ -16,7 +16,7 @@ const BLKDISCARD: libc::c_ulong = 0x1277;
 
 /// Bytes; refuses a size that is no whole number of sectors.
 pub(super) fn size(file: &OwnedFd, path: &Path) -> Result<Length, Error> {
-    let size = seek(file, SeekFrom::End(0))?;
+    let size = length(file)?.0;
     disk_size(size).map_err(|_| {
         Error::new(
             Errno::INVAL,
@@ -26,6 +26,11 @@ pub(super) fn size(file: &OwnedFd, path: &Path) -> Result<Length, Error> {
             ),
         )
     })
+}
+
+/// Bytes, however many.
+pub(super) fn length(file: &OwnedFd) -> Result<Length, Error> {
+    Ok(Length(seek(file, SeekFrom::End(0))?))
 }
 
 /// Logical block size in bytes; 512 for a regular file.

@@ -3,7 +3,7 @@
 
 use super::image::Image;
 use crate::Completer;
-use crate::backend::{Completion, Op, Token};
+use crate::backend::{Completion, Op, StatusRequest, Token};
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::collections::VecDeque;
@@ -16,15 +16,46 @@ const MOST_THREADS: usize = 8;
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(5);
 
-struct Job {
-    token: Token,
-    op: Op,
-    completer: Completer,
+enum Job {
+    Op {
+        token: Token,
+        op: Op,
+        completer: Completer,
+    },
+    Status(StatusRequest),
 }
 
 impl Job {
-    fn end(self, result: Result<(), Errno>) {
-        end(&self.completer, self.token, result);
+    fn is_of(&self, token: Token) -> bool {
+        matches!(self, Job::Op { token: own, .. } if *own == token)
+    }
+
+    fn run(self, image: &Image) {
+        match self {
+            Job::Op {
+                token,
+                op,
+                completer,
+            } => {
+                // A bug in one operation fails that operation; the worker waits for its end.
+                let result =
+                    catch_unwind(AssertUnwindSafe(|| image.run(op))).unwrap_or(Err(Errno::IO));
+                end(&completer, token, result);
+            }
+            // It is answered when it is dropped, too.
+            Job::Status(request) => {
+                let _ = catch_unwind(AssertUnwindSafe(|| image.block_status(request)));
+            }
+        }
+    }
+
+    fn fail(self, errno: Errno) {
+        match self {
+            Job::Op {
+                token, completer, ..
+            } => end(&completer, token, Err(errno)),
+            Job::Status(request) => request.refuse(errno),
+        }
     }
 }
 
@@ -73,12 +104,21 @@ impl Threads {
 
     /// Hands an operation to a thread; the completion goes to `completer`.
     pub(super) fn submit(&self, token: Token, op: Op, completer: &Completer) {
-        let mut state = self.0.lock();
-        state.jobs.push_back(Job {
+        self.add(Job::Op {
             token,
             op,
             completer: completer.clone(),
         });
+    }
+
+    /// Has a thread look what lies where.
+    pub(super) fn block_status(&self, request: StatusRequest) {
+        self.add(Job::Status(request));
+    }
+
+    fn add(&self, job: Job) {
+        let mut state = self.0.lock();
+        state.jobs.push_back(job);
         if state.idle >= state.jobs.len() || state.threads >= MOST_THREADS {
             self.0.work.notify_one();
             return;
@@ -94,7 +134,7 @@ impl Threads {
                 let job = state.jobs.pop_back();
                 drop(state);
                 if let Some(job) = job {
-                    job.end(Err(Errno::AGAIN));
+                    job.fail(Errno::AGAIN);
                 }
             }
         }
@@ -107,12 +147,12 @@ impl Threads {
             let mut state = self.0.lock();
             let (these, others) = std::mem::take(&mut state.jobs)
                 .into_iter()
-                .partition(|job| job.token == token);
+                .partition(|job| job.is_of(token));
             state.jobs = others;
             cancelled.extend::<VecDeque<Job>>(these);
         }
         for job in cancelled {
-            job.end(Err(Errno::CANCELED));
+            job.fail(Errno::CANCELED);
         }
     }
 }
@@ -124,17 +164,9 @@ fn serve(shared: &Shared) {
     }
     let mut state = shared.lock();
     loop {
-        if let Some(Job {
-            token,
-            op,
-            completer,
-        }) = state.jobs.pop_front()
-        {
+        if let Some(job) = state.jobs.pop_front() {
             drop(state);
-            // A bug in one operation fails that operation; the worker waits for its end.
-            let result =
-                catch_unwind(AssertUnwindSafe(|| shared.image.run(op))).unwrap_or(Err(Errno::IO));
-            end(&completer, token, result);
+            job.run(&shared.image);
             state = shared.lock();
             continue;
         }

@@ -3,7 +3,7 @@
 //! same transfers.
 
 use super::aligned::Aligned;
-use crate::{Buffer, Extent};
+use crate::{Buffer, Extent, SECTOR_SIZE};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -55,6 +55,8 @@ pub(in crate::backend) struct Transfer {
     at: u64,
     /// Bytes still to go.
     left: u64,
+    /// What a read misses of the sector in which the file ends is zeroes.
+    fills_last_sector: bool,
 }
 
 // SAFETY: the iovecs point into the buffer and the copy, which the transfer owns.
@@ -84,6 +86,7 @@ impl Transfer {
                 left: extent.len().0,
                 buffer,
                 copy: None,
+                fills_last_sector: false,
             });
         };
         let whole = match extent.aligned_out(alignment.file) {
@@ -109,7 +112,14 @@ impl Transfer {
             first: 0,
             at: whole.offset().0,
             left: whole.len().0,
+            fills_last_sector: false,
         })
+    }
+
+    /// The same of a file that may end within a sector, which is read whole all the same.
+    pub(super) fn fills_last_sector(mut self) -> Transfer {
+        self.fills_last_sector = self.direction == Direction::Read && self.copy.is_none();
+        self
     }
 
     /// The region of our own memory that all of it goes to or comes from, if there is one.
@@ -148,7 +158,7 @@ impl Transfer {
         result: Result<u32, Errno>,
     ) -> Option<Result<(), Errno>> {
         let mut bytes = match result {
-            Ok(0) if self.left > 0 => return Some(Err(Errno::IO)),
+            Ok(0) if self.left > 0 => return Some(self.end_of_file()),
             Ok(bytes) => u64::from(bytes).min(self.left),
             Err(Errno::INTR | Errno::AGAIN) => return None,
             Err(errno) => return Some(Err(errno)),
@@ -178,6 +188,17 @@ impl Transfer {
                 .write(&bytes[..bytes.len().min(self.buffer.len() as usize)]);
         }
         Some(Ok(()))
+    }
+
+    /// There are no more bytes.
+    fn end_of_file(&mut self) -> Result<(), Errno> {
+        let missing = SECTOR_SIZE - self.at % SECTOR_SIZE;
+        if !self.fills_last_sector || missing == SECTOR_SIZE || self.left > missing {
+            return Err(Errno::IO);
+        }
+        let zeroes = &[0; SECTOR_SIZE as usize][..self.left as usize]; // less than a sector
+        self.buffer.write_at(self.buffer.len() - self.left, zeroes);
+        Ok(())
     }
 }
 

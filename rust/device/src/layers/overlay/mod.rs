@@ -6,8 +6,10 @@ mod store;
 mod tests;
 
 use super::Layer;
-use crate::backend::{Completion, Engine, Info, Local, Op, Submitted, Token};
-use crate::{Buffer, Extent};
+use crate::backend::{
+    Backend, Completion, Engine, Info, Local, Op, Piece, StatusRequest, Submitted, Token,
+};
+use crate::{Buffer, Extent, Length};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,6 +43,38 @@ impl Layer for Overlay {
     fn overlay_allocated(&self) -> u64 {
         self.store.allocated()
     }
+
+    fn block_status(&self, below: &dyn Backend, request: StatusRequest) {
+        let store = self.store.clone();
+        let (extent, most) = (request.extent(), request.most());
+        below.block_status(StatusRequest::new(extent, most, move |beneath| {
+            request.answer(beneath.map(|beneath| over(store.pieces(extent), beneath)));
+        }));
+    }
+}
+
+/// What is held here over what is beneath, as far as that is told.
+fn over(
+    mut held: impl Iterator<Item = (u64, Option<Piece>)>,
+    beneath: Vec<Piece>,
+) -> impl Iterator<Item = Piece> {
+    let mut beneath = beneath.into_iter();
+    let (mut upper, mut lower) = ((0, None), Piece::data(Length(0)));
+    std::iter::from_fn(move || {
+        if upper.0 == 0 {
+            upper = held.next()?;
+        }
+        if lower.len.0 == 0 {
+            lower = beneath.next()?;
+        }
+        let len = lower.len.0.min(upper.0);
+        upper.0 -= len;
+        lower.len.0 -= len;
+        Some(Piece {
+            len: Length(len),
+            ..upper.1.unwrap_or(lower)
+        })
+    })
 }
 
 struct OverlayEngine {

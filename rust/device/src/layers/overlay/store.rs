@@ -3,7 +3,9 @@
 //!
 //! Lock: a part of the disk at a time, so a sector is read as it was or as it is, never half.
 
-use crate::{Buffer, Extent, SECTOR_SIZE};
+use crate::backend::Piece;
+use crate::{Buffer, Extent, Length, SECTOR_SIZE};
+use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +35,31 @@ struct Page {
     held: u8,
     /// `None`: what is held is zero.
     data: Option<Box<[u8; PAGE]>>,
+}
+
+impl Page {
+    /// As [`Store::pieces`], of these bytes of it.
+    fn pieces(&self, inner: &Range<usize>) -> SmallVec<[(u64, Option<Piece>); 2]> {
+        let len = |bytes: usize| Length(bytes as u64);
+        let piece = |bytes| match self.data {
+            Some(_) => Piece::data(len(bytes)),
+            None => Piece::hole(len(bytes)),
+        };
+        let mask = sectors(inner);
+        let mut pieces = SmallVec::new();
+        let mut at = inner.start;
+        for run in runs(self.held & mask) {
+            if run.start > at {
+                pieces.push((len(run.start - at).0, None));
+            }
+            pieces.push((len(run.len()).0, Some(piece(run.len()))));
+            at = run.end;
+        }
+        if at < inner.end {
+            pieces.push((len(inner.end - at).0, None));
+        }
+        pieces
+    }
 }
 
 enum Chunk {
@@ -105,6 +132,22 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// What lies in a range, from its beginning on: bytes, and what they are where they are held.
+    pub(super) fn pieces(&self, extent: Extent) -> impl Iterator<Item = (u64, Option<Piece>)> {
+        parts(extent, CHUNK).flat_map(|part| {
+            let stripe = self.stripe(part.number);
+            match stripe.get(&part.number) {
+                None => vec![(part.len, None)],
+                Some(Chunk::Zero) => vec![(part.len, Some(Piece::hole(Length(part.len))))],
+                Some(Chunk::Pages(pages)) => {
+                    let pieces =
+                        |(page, inner, _): (usize, Range<usize>, u64)| pages[page].pieces(&inner);
+                    part.pages().flat_map(pieces).collect()
+                }
+            }
+        })
     }
 
     /// Holds what `buffer`, as long as `extent`, has.

@@ -5,7 +5,7 @@ use crate::SECTOR_SIZE;
 use crate::backend::{Backend, Kind, Memory};
 use crate::layers::testing::{Bench, extent};
 use crate::layers::{Delay, Layered, OpKind, Pause};
-use crate::testing::{Random, buffer};
+use crate::testing::{Random, buffer, status_of};
 use std::time::Duration;
 
 const SIZE: usize = 1 << 20;
@@ -173,4 +173,45 @@ fn random_operations_leave_what_a_model_says() {
     let op = unsafe { read(0, &mut bytes, &[]) };
     memory.attach(local).unwrap().submit(Token(1), op);
     assert_eq!(bytes, vec![0; SIZE]);
+}
+
+#[test]
+fn what_it_holds_lies_over_what_is_beneath() {
+    let memory = Arc::new(Memory::new(SIZE as u64).unwrap());
+    let below = Layered::new(memory.clone(), Overlay::default());
+    let mut base = Bench::on(memory, crate::layers::ReadOnly);
+    write(&mut base, 8192, vec![1; 8192], &[]);
+    let (data, hole) = (
+        |len| Piece::data(Length(len)),
+        |len| Piece::hole(Length(len)),
+    );
+    let all = extent(0, SIZE as u64);
+    let rest = SIZE as u64 - 16384;
+    let beneath = vec![hole(8192), data(8192), hole(rest)];
+    assert_eq!(status_of(&below, all, 9), Ok(beneath));
+    let mut engine = below.attach(&base.local).unwrap();
+    let mut submit = |op| assert_eq!(engine.submit(Token(1), op), Submitted::Done(Ok(())));
+    let mut bytes = vec![7; 1024];
+    submit(Op::Write {
+        extent: extent(512, 1024),
+        // SAFETY: a write to an overlay has ended when `submit` returns.
+        buffer: unsafe { buffer(&mut bytes, &[]) },
+    });
+    submit(Op::Discard {
+        extent: extent(8192, 4096),
+    });
+    submit(Op::Discard {
+        extent: extent(SIZE as u64 / 2, SIZE as u64 / 4),
+    });
+    let told = vec![
+        hole(512),
+        data(1024),
+        hole(12288 - 1536),
+        data(4096),
+        hole(rest),
+    ];
+    assert_eq!(status_of(&below, all, 9), Ok(told.clone()));
+    assert_eq!(status_of(&below, all, 2), Ok(told[..2].to_vec()));
+    let within = extent(1024, 1024);
+    assert_eq!(status_of(&below, within, 9), Ok(vec![data(512), hole(512)]));
 }

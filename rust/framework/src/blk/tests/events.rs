@@ -1,9 +1,9 @@
-//! Handles for event loops, batches, and what the driver knows of the disk's contents.
+//! Handles for event loops, and batches.
 
-use super::{MIB, read, run, write};
+use super::{MIB, read, run};
 use crate::blk::config::feature;
-use crate::blk::testing::{Memory, Rig, SHAPE, Shape, config_space};
-use crate::blk::{Armed, BlkQueue, Content, Request, Sectors};
+use crate::blk::testing::{Memory, Rig, SHAPE, Shape};
+use crate::blk::{Armed, BlkQueue, Request};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -133,72 +133,4 @@ fn what_is_refused_in_a_batch_ends_by_its_token() {
     }
     ended.sort_unstable_by_key(|(token, _)| *token);
     assert_eq!(ended, [(1, Err(Errno::INVAL)), (2, Ok(512))]);
-}
-
-// --- contents ------------------------------------------------------------------------------
-
-fn zeroes(sector: u64, count: u64) -> Request {
-    Request::WriteZeroes {
-        sector: Sectors(sector),
-        count: Sectors(count),
-        unmap: false,
-    }
-}
-
-fn contents(rig: &Rig, count: u64) -> Vec<(Sectors, Content)> {
-    rig.driver.contents(Sectors(0), Sectors(count), usize::MAX)
-}
-
-#[test]
-fn a_write_under_way_when_zeroing_begins_leaves_data() {
-    let rig = Rig::new(Memory::domain(MIB), Shape { queues: 2, ..SHAPE });
-    let (writer, zeroer) = (rig.driver.queue(0).unwrap(), rig.driver.queue(1).unwrap());
-    rig.behaviour().hold = true;
-    let mut bytes = [1; 512];
-    writer.submit_all([(write(5, &mut bytes), 1)]);
-    zeroer.submit_all([(zeroes(0, 10), 1), (zeroes(10, 10), 2)]);
-    rig.behaviour().hold = false;
-    rig.prod();
-    for queue in [&writer, &zeroer] {
-        while queue.outstanding() > 0 {
-            queue.wait(None);
-            queue.reap(&mut Vec::new());
-        }
-    }
-    assert_eq!(
-        contents(&rig, 20),
-        [(Sectors(10), Content::Data), (Sectors(10), Content::Zero)]
-    );
-}
-
-#[test]
-fn contents_are_forgotten_when_the_disk_is_resized_or_reset() {
-    let rig = Rig::new(Memory::domain(MIB), SHAPE);
-    let known = [(Sectors(10), Content::Zero)];
-    run(&rig, zeroes(0, 10)).unwrap();
-    rig.driver.set_config(&config_space(&SHAPE)).unwrap();
-    assert_eq!(contents(&rig, 10), known);
-    let grown = Shape {
-        sectors: SHAPE.sectors + 8,
-        ..SHAPE
-    };
-    rig.driver.set_config(&config_space(&grown)).unwrap();
-    assert_eq!(contents(&rig, 10), [(Sectors(10), Content::Data)]);
-    run(&rig, zeroes(0, 10)).unwrap();
-    assert_eq!(contents(&rig, 10), known);
-    rig.driver.stop(Errno::NODEV);
-    assert_eq!(contents(&rig, 10), [(Sectors(10), Content::Data)]);
-}
-
-#[test]
-fn a_failed_discard_leaves_data() {
-    let rig = Rig::new(Memory::domain(MIB), SHAPE);
-    run(&rig, zeroes(0, 10)).unwrap();
-    rig.behaviour().status = Some(1);
-    let discard = Request::Discard {
-        sector: Sectors(0),
-        count: Sectors(10),
-    };
-    assert_eq!(run(&rig, discard), Err(Errno::IO));
-    assert_eq!(contents(&rig, 10), [(Sectors(10), Content::Data)]);
 }

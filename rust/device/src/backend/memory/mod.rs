@@ -1,12 +1,15 @@
 //! A disk in this process's memory, sparse: a page takes space once it is written and gives
 //! it back when it is discarded.
 
-use super::{Backend, Engine, Error, Info, Kind, Local, Op, Submitted, Token};
-use crate::{Extent, Length};
+mod written;
+
+use super::{Backend, Engine, Error, Info, Kind, Local, Op, StatusRequest, Submitted, Token};
+use crate::{Extent, Length, Offset};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use written::Written;
 
 /// A disk that lives as long as its process.
 pub struct Memory {
@@ -41,6 +44,11 @@ impl Backend for Memory {
     fn flush(&self) -> Result<(), Error> {
         Ok(())
     }
+
+    fn block_status(&self, request: StatusRequest) {
+        let pieces = self.store.written.pieces(request.extent());
+        request.answer(Ok(pieces));
+    }
 }
 
 /// Everything is done during `submit`.
@@ -56,6 +64,7 @@ struct Store {
     base: NonNull<u8>,
     len: usize,
     page: usize,
+    written: Written,
 }
 
 // SAFETY: the mapping belongs to the store alone and is only touched by raw copies. Guests may
@@ -80,6 +89,7 @@ impl Store {
             base: NonNull::new(base.cast()).ok_or(Errno::NOMEM)?,
             len,
             page: rustix::param::page_size(),
+            written: Written::new(size.0),
         })
     }
 
@@ -108,6 +118,7 @@ impl Store {
                         at = at.add(piece.len);
                     }
                 }
+                self.written.set(*extent);
                 Ok(())
             }
             Op::Discard { extent } | Op::WriteZeroes { extent, .. } => self.zero(*extent),
@@ -130,16 +141,19 @@ impl Store {
         let head = first.as_ptr().align_offset(self.page).min(len);
         let pages = (len - head) / self.page * self.page;
         let tail = len - head - pages;
+        let whole = Offset(extent.offset().0 + head as u64);
+        let whole = Extent::new(whole, Length(pages as u64)).ok_or(Errno::NOSPC)?;
+        self.written.clear(whole);
         // SAFETY: head + pages + tail = len bytes from `first`, all inside the mapping;
         // `first + head` is page-aligned whenever `pages` is not 0.
         unsafe {
             first.write_bytes(0, head);
             if pages > 0 {
-                madvise(
-                    first.add(head).as_ptr().cast(),
-                    pages,
-                    Advice::LinuxDontNeed,
-                )?;
+                let start = first.add(head).as_ptr().cast();
+                if let Err(errno) = madvise(start, pages, Advice::LinuxDontNeed) {
+                    self.written.set(whole);
+                    return Err(errno);
+                }
             }
             first.add(head + pages).write_bytes(0, tail);
         }
