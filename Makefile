@@ -13,12 +13,13 @@ export PATH := $(BIN):$(PATH)
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 # Debian packages of the larger tests (tests/means.py names the tools); g++ is for libFuzzer.
 SYSTEM_DEPS := e2fsprogs qemu-utils g++ fio nbdkit nbdkit-plugin-python libnbd-bin \
-	python3-libnbd fuse3 mount util-linux qemu-system-x86 busybox-static kmod \
-	iproute2 systemd udev bubblewrap fuse2fs user-mode-linux
+	python3-libnbd openssl fuse3 mount util-linux qemu-system-x86 busybox-static kmod \
+	iproute2 systemd udev bubblewrap fuse2fs user-mode-linux mandoc librbd1 ceph-common \
+	ceph-mon ceph-osd
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test test-long kernel check bench soak asan loom fuzz build system-deps clean
+.PHONY: help demo test test-long kernel check bench soak asan loom fuzz man build system-deps clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +66,9 @@ loom: ## What threads share, under loom's model checker
 
 fuzz: ## The fuzz targets, from their corpora [ARGS="SECONDS TARGET..."]
 	@tools/fuzz $(ARGS)
+
+man: build ## docs/reference.md and the man pages anew, from the command table
+	@python -m tools.manual
 
 build: $(VENV)/.native ## The native module and the `vduse` command, into .venv
 

@@ -3,11 +3,11 @@ those a Python program itself submits to a disk (:class:`BlkDriver`)."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 from typing_extensions import Buffer, disjoint_base
 
-from vduse.control.statistics import DeviceStats, DriverStats
+from vduse.control.statistics import ConnectionState, DeviceStats, DriverStats
 
 __all__ = [
     "Arena",
@@ -23,11 +23,17 @@ __all__ = [
     "Faults",
     "IoBatch",
     "IoRequest",
+    "IrqGate",
     "KernelNode",
     "KickRelay",
+    "NbdControl",
     "NbdExport",
+    "NbdFacts",
+    "NbdTls",
+    "NodeCall",
     "Pool",
     "PythonBackend",
+    "Supervised",
     "Throttle",
     "VirtioDriver",
     "Virtqueue",
@@ -42,6 +48,10 @@ __all__ = [
     "layer_throttle",
     "load_ours",
     "load_virtio_drivers",
+    "nbd_backend",
+    "qcow2_backend",
+    "qcow2_layer",
+    "rbd_backend",
     "vhost_frontend",
 ]
 
@@ -166,6 +176,22 @@ class VqLine:
         """``kicks`` and ``irqs`` (those injected here)."""
 
 @final
+class IrqGate:
+    """The irqs of one device: whether VDUSE_VQ_INJECT_IRQ is taken, and the lines it goes to. Made
+    before DRIVER_OK; may be used from any thread."""
+
+    def __new__(cls, lines: Sequence[VqLine]) -> Self:
+        """``lines``: those of all virtqueues, by index."""
+    def set_driver_ok(self, driver_ok: bool) -> None:
+        """Whether DRIVER_OK is in the device's status."""
+    def set_broken(self) -> None:
+        """The device is broken, for good."""
+    def inject(self, index: int) -> None:
+        """Signals the driver of a ready virtqueue; nothing where it is not ready. OSError EPERM:
+        the device is broken; EINVAL: no such virtqueue, or before DRIVER_OK, unless the driver has
+        given an eventfd of its own and the virtqueue is ready."""
+
+@final
 class KickRelay:
     """Kick eventfds of drivers in other hands: every signal becomes a kick of a line, on one
     thread for all of them, without the GIL. The eventfds are never read."""
@@ -202,6 +228,16 @@ class BlkDriver:
         """After DRIVER_OK."""
     def stop(self, errno: int) -> None:
         """After reset: every outstanding and later request ends with ``errno``."""
+    def hold(self, submissions: bool, completions: bool) -> None:
+        """Until the next call, requests wait here and the device gets no more (``submissions``),
+        used entries and irqs are not looked at (``completions``), or both. Programs that wait for
+        their requests go on waiting."""
+    def in_flight(self) -> int:
+        """Requests that the device has now. Takes completions, unless they are held."""
+    def renew(self) -> None:
+        """After a reset was answered, with both held since before it: the queues anew
+        (:meth:`areas`). Once the device is live and the hold ends, it gets all requests that it
+        has not answered. OSError: no memory; :meth:`stop` it."""
     def set_config(self, config: bytes) -> None:
         """After a config interrupt."""
     @property
@@ -267,13 +303,24 @@ class NbdExport:
     """Connections in NBD's transmission phase, on a driver's disk. The handshake is made in
     Python: :mod:`vduse.exports.nbd`. Source: the NBD protocol, "Transmission phase"."""
 
-    def __new__(cls, driver: BlkDriver, pool: Pool, *, first_worker: int = 0) -> Self:
+    def __new__(
+        cls,
+        driver: BlkDriver,
+        pool: Pool,
+        *,
+        first_worker: int = 0,
+        data_path: BlkDataPath | None = None,
+    ) -> Self:
         """Connection n uses queue n % queues, on worker (``first_worker`` + queue) % workers:
-        that of the device's queue, where ``first_worker`` is the data path's."""
-    def attach(self, fd: int, *, structured: bool, base_allocation: bool) -> None:
+        that of the device's queue, where ``first_worker`` is the data path's. ``data_path``: the
+        device's, whose backend of the moment is asked what lies where; None: all is data."""
+    def attach(
+        self, fd: int, *, structured: bool, base_allocation: bool, tls: NbdTls | None = None
+    ) -> None:
         """Serves a connected stream socket from now on (takes ownership of ``fd``).
         ``structured``: structured replies were negotiated; ``base_allocation``: so was the
-        meta context, under id 1 (needs ``structured``). ValueError after close."""
+        meta context, under id 1 (needs ``structured``). ``tls``: the session that all this was done
+        in; it is taken. ValueError after close."""
     @property
     def connections(self) -> int:
         """Those that are open now."""
@@ -287,6 +334,190 @@ class NbdExport:
     def close(self, timeout: float) -> bool:
         """Takes no request any more, waits until those taken are answered, at most ``timeout``
         seconds, and closes all connections; false if some were not answered."""
+
+@final
+class NbdFacts:
+    """An export as a client's handshake has found it. Source: the NBD protocol, "Handshake"."""
+
+    def __new__(
+        cls,
+        size: int,
+        flags: int,
+        *,
+        structured: bool,
+        base_allocation: int | None,
+        minimum_block: int,
+        maximum_payload: int,
+    ) -> Self:
+        """``size`` in bytes; ``flags``: transmission flags; ``structured``: replies are;
+        ``base_allocation``: the meta context's id, if the server tells what lies where; the block
+        sizes in bytes (NBD_INFO_BLOCK_SIZE). OverflowError: beyond the protocol's fields."""
+
+@final
+class NbdTls:
+    """A TLS session, without I/O, until a backend or an export takes it; ValueError then."""
+
+    def __new__(
+        cls, host: str, authorities: bytes, client: tuple[bytes, bytes] | None = None
+    ) -> Self:
+        """A client's, towards a server whose certificate is for ``host`` (its subject alternative
+        names) and signed by one of ``authorities``; ``client``: certificates and key for servers
+        that ask for them. All PEM. OSError EINVAL: something is not."""
+    @staticmethod
+    def server(chain: bytes, key: bytes, authorities: bytes | None = None) -> NbdTls:
+        """A server's, of its certificates and key. ``authorities``: one of them must have signed
+        the client's certificate. All PEM. OSError EINVAL: something is not."""
+    @property
+    def handshaking(self) -> bool:
+        """Until it can carry data."""
+    def receive(self, data: bytes) -> bytes:
+        """Takes bytes of the other side; the plaintext that they bring. OSError EPROTO: the session
+        has failed, and :meth:`take_output` has what tells the other side."""
+    def send(self, data: bytes) -> None:
+        """Plaintext for the other side. OSError EPROTO."""
+    def take_output(self) -> bytes:
+        """What is to go over the wire, once."""
+
+@final
+class NbdControl:
+    """Where an NBD backend asks for connections: numbers name them. From any thread."""
+
+    @property
+    def event_fd(self) -> int:
+        """Readable when :meth:`wants` or :attr:`closed` has news (owned by the control)."""
+    def wants(self) -> list[int]:
+        """Connections that want a socket; each loss is told once, so they are to be tried until
+        they have one or are not :meth:`wanted` any more."""
+    def wanted(self, number: int) -> bool:
+        """Whether there is still such a connection."""
+    def connected(self, number: int, fd: int, facts: NbdFacts, tls: NbdTls | None = None) -> bool:
+        """A stream socket past the handshake (takes ownership of ``fd``, and of the session that
+        the handshake was made in); false: it is not wanted any more, and closed. OSError EINVAL:
+        no virtio-blk device can be such an export."""
+    def refused(self, number: int, why: str) -> None:
+        """No socket yet, and why: the connection's state says so until there is one."""
+    @property
+    def closed(self) -> bool:
+        """Whether the backend is: no connection is wanted any more."""
+
+def nbd_backend(
+    fd: int,
+    facts: NbdFacts,
+    tls: NbdTls | None = None,
+    *,
+    reconnect_delay: float,
+    on_error: Literal["report", "wait"],
+) -> tuple[Backend, NbdControl]:
+    """A backend on an NBD export, with its first connection (a stream socket past the handshake;
+    takes ownership of ``fd``, and of the session ``tls``). A request waits for a lost connection
+    for ``reconnect_delay`` seconds; then it fails with EIO (``report``) or waits on (``wait``).
+    OSError EINVAL, as for :meth:`NbdControl.connected`."""
+
+# --- other people's programs -------------------------------------------------------------
+
+@final
+class Supervised:
+    """A program and its descendants, whose calls on /dev/vduse come to this object: they run under
+    a seccomp filter that notifies us of them (seccomp_unotify(2); rust/seccomp).
+
+    A thread takes the notifications and never the GIL. What is not ours goes on in the kernel
+    at once, irqs are answered at once (:meth:`add_node`), the rest waits for :meth:`take`. The
+    program is a child of this process, to be waited for with ``os.waitpid``. Methods may be called
+    from any thread; RuntimeError in a forked child.
+    """
+
+    @staticmethod
+    def spawn(
+        argv: Sequence[str],
+        env: dict[str, str],
+        cwd: str | None = None,
+        stdio: tuple[int, int, int] = ...,
+    ) -> Supervised:
+        """Starts ``argv``, looked up in the PATH of ``env``, and returns once it runs. It gets dups
+        of ``stdio`` (by default our own 0, 1 and 2), a process group of its own (Ctrl-C is the
+        supervisor's affair), signals as at a login, no new privileges, and SIGKILL at
+        :meth:`close` or when this process dies.
+
+        OSError says in words which step failed: ENOSYS (Linux before 5.19), EBUSY (there is a
+        seccomp listener above this process already), what exec says (ENOENT, EACCES, ENOEXEC),
+        EINVAL (a NUL in a string)."""
+    @property
+    def pid(self) -> int:
+        """The program's process."""
+    def fileno(self) -> int:
+        """An eventfd (owned by this object), readable when there are calls to take, notices, or
+        :attr:`ended` has become true."""
+    def take(self) -> list[NodeCall]:
+        """The calls that came since the last time, in order; makes :meth:`fileno` unreadable."""
+    def notices(self) -> list[str]:
+        """Sentences for the log, each kind once a program: system calls of another architecture,
+        memory that cannot be read, io_uring, kick eventfds that were replaced."""
+    def add_node(self, inode: int, key: int, gate: IrqGate | None) -> None:
+        """Ioctls on the socket with this inode (``os.fstat(fd).st_ino`` of the end that goes to the
+        program; add it before :meth:`NodeCall.reply_fd`) are calls on node ``key``. With a gate,
+        VDUSE_VQ_INJECT_IRQ is answered by it at once. OSError EEXIST."""
+    def remove_node(self, inode: int) -> None:
+        """The node is closed; nothing where there is none."""
+    def stats(self) -> dict[str, int]:
+        """Notifications: ``opens``, ``looks`` (stat, access, readlink) and ``ioctls`` that were to
+        be taken, ``irqs`` answered at once, ``passed`` (not ours), ``foreign`` (another
+        architecture's), ``io_uring``."""
+    @property
+    def ended(self) -> bool:
+        """No process has the filter any more (before Linux 6.11: and all were waited for, so wait
+        for :attr:`pid` first), or it is closed."""
+    def close(self) -> None:
+        """Kills the program, ends the thread; calls that wait for an answer fail with ENODEV, those
+        of descendants that live on with ENOSYS from then on. Waits with the GIL released."""
+
+@final
+class NodeCall:
+    """A system call of a supervised program's, which waits for its answer: one of the ``reply``
+    methods, once (ValueError for a second). One that is dropped without fails with EIO. Answers to
+    a caller that is gone do nothing. May be used from any thread."""
+
+    @property
+    def kind(self) -> Literal["open", "look", "ioctl"]:
+        """``look``: a stat, access or readlink call."""
+    @property
+    def tid(self) -> int:
+        """The calling thread."""
+    @property
+    def pid(self) -> int:
+        """The calling process, looked up now; the thread where it is gone."""
+    @property
+    def path(self) -> str:
+        """open, look: /dev/vduse or what lies below, without ``.``, ``..`` and doubled slashes,
+        symbolic links not followed. Empty of an ioctl."""
+    @property
+    def flags(self) -> int:
+        """open: ``O_*``; stat: ``AT_*``; access: the mode that it asks for; otherwise 0."""
+    @property
+    def key(self) -> int:
+        """ioctl: the node's key."""
+    @property
+    def nr(self) -> int:
+        """ioctl: its number."""
+    @property
+    def payload(self) -> bytes:
+        """ioctl: its struct, read once, with the config bytes that follow those of CREATE_DEV and
+        DEV_SET_CONFIG (left out above 4096). Empty: the ioctl reads none, or there is no such
+        memory (EFAULT, where nothing else is wrong)."""
+    def kick_fd(self) -> int:
+        """VQ_SETUP_KICKFD: the eventfd that its struct names (close-on-exec; yours to close), or,
+        where pidfd_getfd(2) is refused, one that was put in its place. OSError EBADF, EINVAL (no
+        eventfd), ESRCH or ENOENT (the caller is gone), EMFILE."""
+    def reply(self, result: int, payload: bytes = ...) -> None:
+        """The call returns ``result`` or fails with an errno (negative). ``payload`` is written to
+        the ioctl's struct before a result; EFAULT where it cannot be. ValueError: it is longer than
+        the struct."""
+    def reply_fd(self, fd: int, *, payload: bytes = ..., cloexec: bool) -> bool:
+        """The call returns a dup of ``fd`` in the calling process; false: it is gone, or fails with
+        EMFILE or EFAULT. ``payload`` as above."""
+    def reply_stat(self, mode: int, rdev: int) -> None:
+        """look: there is such a file (``st_mode``, ``st_rdev``), its owner this process's user. An
+        access call succeeds, or is EACCES (to be executed, and no ``mode`` for it); a readlink call
+        is EINVAL: no link. ValueError: no look."""
 
 # --- load generator ----------------------------------------------------------------------
 #
@@ -398,10 +629,17 @@ class Backend:
         engine: str = "auto",
         lock: bool = True,
         lock_late: bool = False,
+        container: bool = False,
     ) -> Backend:
         """``engine``: auto, io_uring, threads. OSError; BlockingIOError where the image is
         locked by another program (QEMU's OFD byte locks). ``lock_late``: the lock is held while a
-        virtqueue is served, and not from here to :meth:`close`."""
+        virtqueue is served, and not from here to :meth:`close`. ``container``: what is in it is
+        another layer's to understand, so it may have any size; as a disk it has whole sectors, the
+        last one with zeroes past the file's end."""
+    def window(self, offset: int, size: int | None = None) -> Backend:
+        """A part of it as a disk of a size of its own, ``size`` bytes from ``offset`` on or all the
+        rest. Others may use it, too; it cannot be closed before its windows. OSError EINVAL: not
+        within it, or not of whole blocks."""
     @property
     def size(self) -> int:
         """Bytes."""
@@ -418,12 +656,79 @@ class Backend:
     @property
     def overlay_allocated(self) -> int:
         """Bytes of memory that hold what overlays among its layers keep."""
+    @property
+    def connection(self) -> ConnectionState:
+        """How the link to whatever holds the bytes stands; a layer's is that of what it lies on.
+        Also of a backend that is closed or beneath a layer."""
     def refresh_size(self) -> int:
         """Looks at the file's size again (resize); bytes."""
+    def resize(self, size: int) -> None:
+        """Makes the disk ``size`` bytes: what is new reads as zeroes, what is beyond is gone.
+        Beneath a layer, too. OSError EOPNOTSUPP: it has a size of its own (a file: change that)."""
     def flush(self) -> None: ...
     def close(self) -> None:
         """Flushes; unlocks once no virtqueue works on it. OSError EBUSY: a data path on it is not
         closed, or it lies beneath a layer."""
+    def release(self) -> None:
+        """Of a layer: flushes and ends it; what lies beneath stays open, and may be used again.
+        OSError: as of :meth:`close`; the flush failed, and it has ended all the same. ValueError:
+        it is no layer."""
+
+def qcow2_backend(
+    path: str,
+    pool: Pool,
+    *,
+    read_only: bool = False,
+    direct: bool = False,
+    engine: str = "auto",
+    lock: bool = True,
+    backing: Backend | None = None,
+    follow: bool = True,
+) -> Backend:
+    """An image of QEMU's, versions 2 and 3, in a file, with what it names. It is served on a worker
+    of ``pool``, which cannot be closed before it, nor can ``backing``: the disk beneath, in the
+    place of what the image names. ``follow``: without one, what it names; else nothing. OSError
+    EINVAL: it is not supported, and why; otherwise as :meth:`Backend.file`."""
+
+def qcow2_layer(
+    below: Backend,
+    pool: Pool,
+    *,
+    name: str,
+    read_only: bool = False,
+    backing: Backend | None = None,
+    follow: bool = True,
+) -> Backend:
+    """An image that ``below`` holds, as a layer on it. ``name``: of that, for messages. What the
+    image names is not followed: EINVAL if it names something and ``backing`` is not given, or
+    ``follow`` false; otherwise as :func:`qcow2_backend`."""
+
+def rbd_backend(
+    pool: str,
+    image: str,
+    *,
+    namespace: str | None = None,
+    snapshot: str | None = None,
+    conf: str | None = None,
+    mon_host: str | None = None,
+    auth: str | None = None,
+    id: str | None = None,
+    keyring: str | None = None,
+    key: str | None = None,
+    read_only: bool = False,
+    direct: bool = False,
+    lock: Literal["refuse", "break", "share"] = "refuse",
+    open_timeout: float = 30.0,
+    reconnect_delay: float | None = None,
+) -> Backend:
+    """An image of a Ceph cluster, by librbd, which is loaded with the first one. ``mon_host`` and
+    ``auth``: the configuration's ``mon_host`` and ``auth_client_required``. ``id``: the cephx user
+    without ``client.``; ``key``: its secret in base64, in place of ``keyring``, a file.
+    ``direct``: without librbd's cache. ``lock``: the image's exclusive lock; ``refuse`` and
+    ``break`` hold it, ``share`` leaves it to librbd. ``open_timeout`` in seconds; requests that
+    wait for the cluster for ``reconnect_delay`` seconds fail with EIO, without it they wait on.
+    OSError: ENOENT (no library, configuration, pool, image or snapshot), EACCES, EBUSY (locked
+    elsewhere), ETIMEDOUT; each with a line that says what to do."""
 
 # A layer takes the backend beneath for itself: closing it closes that; meanwhile other uses of
 # that are refused with OSError EBUSY. The same where a data path is on it already.
@@ -479,8 +784,9 @@ class Throttle:
     def set_limits(self, limits: dict[str, float]) -> None:
         """Other limits from now on, also for what waits. ValueError."""
 
-def layer_throttle(below: Backend, throttle: Throttle) -> Backend:
-    """Operations wait for their turn under the limits of ``throttle``."""
+def layer_throttle(below: Backend, throttle: Throttle, *, shared: bool = False) -> Backend:
+    """Operations wait for their turn under the limits of ``throttle``. ``shared``: others may use
+    ``below``, too, and closing the layer leaves it open."""
 
 @final
 class PythonBackend(Backend):
@@ -670,6 +976,14 @@ class BlkDataPath(DataPath):
         max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap, read_only.
         ``umem``: pages of this process take the place of the bounce pages (REG_UMEM)."""
     def set_capacity(self, sectors: int) -> None: ...
+    def pause(self, timeout: float) -> bool:
+        """Lets go of the backend, which may be closed then: the virtqueues take nothing more, and
+        what is in flight ends; requests that come stay in the ring. False: requests were still in
+        flight after ``timeout`` seconds, and all goes on as before. Virtqueues that are started
+        meanwhile wait, too."""
+    def resume(self, backend: Backend) -> None:
+        """Ends the pause: ``backend`` serves from now on. OSError: virtqueues cannot work on it;
+        pause again, and resume with another. ValueError: it is not paused."""
 
 @final
 class Chain:

@@ -156,11 +156,12 @@ class Throttle:
         self._limits = limits
 
 
-def throttle(backend: AnyBackend, throttle: Throttle) -> _native.Backend:
+def throttle(backend: AnyBackend, throttle: Throttle, *, shared: bool = False) -> _native.Backend:
     """Operations wait for their turn under the limits of ``throttle``, in the order of their
     virtqueue. Flushes do not wait, and pass those that do. Stopping a device waits for what
-    waits here; a reset cancels it."""
-    return _native.layer_throttle(_native_of(backend), throttle.native)
+    waits here; a reset cancels it. ``shared``: others may use ``backend``, too, and closing the
+    layer leaves it open."""
+    return _native.layer_throttle(_native_of(backend), throttle.native, shared=shared)
 
 
 def overlay(backend: AnyBackend) -> _native.Backend:

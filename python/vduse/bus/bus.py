@@ -107,6 +107,12 @@ class Bus:
         with self._locked(name) as entry:
             self._unbind(entry)
 
+    def restart(self, name: str) -> None:
+        """Resets a device bound to virtio_vdpa under its driver, which goes on with it:
+        :meth:`VirtioVdpa.restart`. DeviceNotFound, NoDriver, and what that raises."""
+        with self._locked(name):
+            self.virtio(name).restart()
+
     def virtio(self, name: str) -> VirtioVdpa:
         """The virtio_vdpa binding of a device. DeviceNotFound, NoDriver."""
         binding = self._find(name).binding

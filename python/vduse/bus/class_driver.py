@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vduse import _native
 from vduse.bus.vdpa import VdpaDevice
@@ -38,6 +38,19 @@ class ClassDriverType(Protocol):
 
     def __call__(self, vdpa: VdpaDevice, features: int, /) -> ClassDriver:
         """After FEATURES_OK, with the negotiated ``features``: makes the virtqueues."""
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """A class driver whose device can be reset under it (``freeze`` and ``restore`` of Linux's
+    struct virtio_driver): programs' requests wait, and fail no sooner than the device does."""
+
+    def freeze(self) -> None:
+        """Before the reset: leaves the virtqueues alone until :meth:`ClassDriver.start`."""
+
+    def restore(self) -> None:
+        """After FEATURES_OK, with the same features: makes the virtqueues anew, of the same
+        sizes. What the device had and has not answered it gets again after the start. OSError."""
 
 
 class QueueDriver:

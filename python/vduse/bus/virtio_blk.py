@@ -40,6 +40,7 @@ class VirtioBlk:
     def __init__(self, vdpa: VdpaDevice, features: int) -> None:
         """Makes the queues. OSError EINVAL: the device's config makes no sense."""
         self._vdpa = vdpa
+        self._frozen = False
         self._config_lock = threading.Lock()
         config = self._read_config()
         #: Descriptors of each queue in use.
@@ -61,8 +62,21 @@ class VirtioBlk:
     def start(self) -> None:
         """After DRIVER_OK."""
         self._driver.start()
+        if self._frozen:
+            self._frozen = False
+            self._driver.hold(submissions=False, completions=False)
         # A config interrupt before DRIVER_OK could not be injected: look once.
         self._config_changed()
+
+    def freeze(self) -> None:
+        """As :meth:`vduse.bus.class_driver.Restorable.freeze`."""
+        self._frozen = True
+        self._driver.hold(submissions=True, completions=True)
+
+    def restore(self) -> None:
+        """As :meth:`vduse.bus.class_driver.Restorable.restore`."""
+        self._driver.renew()
+        self._vdpa.set_config_cb(self._config_changed)
 
     def stop(self, error: int) -> None:
         """After the reset: what is outstanding, and all that comes, ends with errno ``error``."""

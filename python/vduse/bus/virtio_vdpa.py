@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from vduse.bus.class_driver import ClassDriver, ClassDriverType
+from vduse.bus.class_driver import ClassDriver, ClassDriverType, Restorable
 from vduse.bus.errors import DeviceRefused, FeaturesRefused, NoDriver, VdpaError
 from vduse.bus.vdpa import VdpaDevice, reset_quietly
 from vduse.bus.virtio_blk import VirtioBlk
@@ -45,23 +45,13 @@ class VirtioVdpa:
                 f"{vdpa.name} is virtio device {vdpa.get_device_id()}; virtio_vdpa drives {known} "
                 "only: bind it to vhost_vdpa"
             )
-        with _may_be_refused(vdpa.name):
-            vdpa.reset()
-        try:
-            for status in (Status.ACKNOWLEDGE, Status.DRIVER):
-                with _may_be_refused(vdpa.name):
-                    self._add_status(status)
-            features = self._negotiate(class_driver.FEATURES)
-            self._driver: ClassDriver = class_driver(vdpa, features)
-            self._set_up_queues(features)
-            with _may_be_refused(vdpa.name):
-                self._add_status(Status.DRIVER_OK)
-            if not vdpa.get_status() & Status.DRIVER_OK:
-                self._add_status(Status.DRIVER_OK)
-            self._driver.start()
-        except BaseException:
-            self._fail()
-            raise
+        self._supported = class_driver.FEATURES
+        self._driver: ClassDriver
+
+        def make(features: int) -> None:
+            self._driver = class_driver(vdpa, features)
+
+        self._set_up(make)
 
     @property
     def busy(self) -> bool:
@@ -71,6 +61,27 @@ class VirtioVdpa:
     def driver(self) -> ClassDriver:
         """The class driver that has the device."""
         return self._driver
+
+    def restart(self) -> None:
+        """Resets the device with requests in flight and sets it up again as it was: what it has
+        not answered it is asked once more, and programs' requests just take longer
+        (virtio_device_freeze and virtio_device_restore of drivers/virtio/virtio.c; those let
+        requests come to their end first).
+
+        OSError EOPNOTSUPP: the class driver cannot. Otherwise errors are a probe's; all requests
+        end with EIO then."""
+        driver = self._driver
+        if not isinstance(driver, Restorable):
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"{self._vdpa.name}: {type(driver).__name__} bears no reset of its device",
+            )
+        driver.freeze()
+        try:
+            self._set_up(lambda _features: driver.restore())
+        except BaseException:
+            driver.stop(errno.EIO)
+            raise
 
     def remove(self) -> None:
         """Resets the device, fails what is outstanding with ENODEV, and acknowledges the device
@@ -82,10 +93,31 @@ class VirtioVdpa:
         except VdpaError as error:
             log.warning("%s: status ACKNOWLEDGE: %s", self._vdpa.name, error)
 
+    def _set_up(self, make_queues: Callable[[int], None]) -> None:
+        """From the reset to DRIVER_OK; ``make_queues`` gets the negotiated features."""
+        vdpa = self._vdpa
+        with _may_be_refused(vdpa.name):
+            vdpa.reset()
+        try:
+            for status in (Status.ACKNOWLEDGE, Status.DRIVER):
+                with _may_be_refused(vdpa.name):
+                    self._add_status(status)
+            features = self._negotiate()
+            make_queues(features)
+            self._set_up_queues(features)
+            with _may_be_refused(vdpa.name):
+                self._add_status(Status.DRIVER_OK)
+            if not vdpa.get_status() & Status.DRIVER_OK:
+                self._add_status(Status.DRIVER_OK)
+            self._driver.start()
+        except BaseException:
+            self._fail()
+            raise
+
     def _add_status(self, bit: int) -> None:
         self._vdpa.set_status(self._vdpa.get_status() | bit)
 
-    def _negotiate(self, supported: int) -> int:
+    def _negotiate(self) -> int:
         vdpa = self._vdpa
         offered = vdpa.get_device_features()
         if offered & _REQUIRED != _REQUIRED:
@@ -93,7 +125,7 @@ class VirtioVdpa:
                 f"{vdpa.name} offers features {offered:#x}: VERSION_1 and ACCESS_PLATFORM are "
                 "required"
             )
-        features = offered & (supported | _REQUIRED)
+        features = offered & (self._supported | _REQUIRED)
         vdpa.set_driver_features(features)
         try:
             self._add_status(Status.FEATURES_OK)
@@ -127,4 +159,5 @@ def _may_be_refused(name: str) -> Iterator[None]:
     try:
         yield
     except DeviceRefused as error:
-        log.warning("%s: refused: %s", name, error)
+        # Its words alone: who keeps the record would keep the device's memory with the error.
+        log.warning("%s: refused: %s", name, str(error))

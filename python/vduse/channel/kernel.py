@@ -144,7 +144,8 @@ class KernelChannel:
 
     def receive(self) -> DevRequest | None:
         """The next message; None: none there now. ConnectionAbortedError: the kernel has given
-        the device up, because a message was not answered in time."""
+        the device up, because a message was not answered in time. ConnectionResetError: it was
+        `vduse run`, and has ended."""
         with self._lock:
             fd = self.fileno()
             try:
@@ -153,6 +154,8 @@ class KernelChannel:
                 if _is_broken(fd):
                     raise self._broken() from None
                 return None
+        if not data:
+            raise self._hung_up()
         return DevRequest.unpack(data)
 
     def respond(self, response: DevResponse) -> None:
@@ -251,6 +254,17 @@ class KernelChannel:
     def _call(self, nr: Ioctl, payload: bytes = b"") -> bytes:
         with self._lock:
             return _ioctl(self.fileno(), nr, payload)[1]
+
+    def _hung_up(self) -> ConnectionError:
+        """Why a node that is a socket, as under `vduse run`, is at its end."""
+        try:
+            self.dev_get_features()
+        except PermissionError:
+            why = f"{self._name} was given up: a message was not answered in time; start it again"
+            return ConnectionAbortedError(errno.ECONNABORTED, why)
+        except OSError as error:
+            return ConnectionResetError(errno.ECONNRESET, f"{self._name}: {error.strerror}")
+        return ConnectionResetError(errno.ECONNRESET, f"{self._name} was closed by `vduse run`")
 
     def _broken(self) -> ConnectionAbortedError:
         name = self._name

@@ -168,7 +168,7 @@ class KernelRecords:
         header = InflightHeader.unpack(os.pread(self._fd, InflightHeader.SIZE, max(at, 0)))
         if header.boot != _boot_id():
             raise ValueError("it was made before the last boot")
-        if header.device != _device_number(self._node):
+        if header.device != _device_number(self._name, self._node):
             raise ValueError("it is of another device that had this name")
         if header.size != at:
             raise ValueError(f"its records are {at} bytes long, not {header.size}")
@@ -178,7 +178,7 @@ class KernelRecords:
         """Another file in the place of the last one, all of it or nothing."""
         header = InflightHeader(
             boot=_boot_id(),
-            device=_device_number(self._node),
+            device=_device_number(self._name, self._node),
             features=features,
             size=size,
             generation=self._header.generation if self._header is not None else 0,
@@ -245,8 +245,13 @@ def _boot_id() -> bytes:
         return uuid.UUID(file.read().strip()).bytes
 
 
-def _device_number(node: int) -> int:
+def _device_number(name: str, node: int) -> int:
     """What tells a device from another one of this boot under the same name: the number of its
-    directory in sysfs. Linux counts them up and gives none twice (kernfs, on 64 bits)."""
-    number = os.fstat(node).st_rdev
+    directory in sysfs. Linux counts them up and gives none twice (kernfs, on 64 bits). Under `vduse
+    run` nodes are sockets; there it is the device number, given once in a run, as the runtime
+    directory is."""
+    found = os.fstat(node)
+    if stat.S_ISSOCK(found.st_mode):
+        return os.stat(os.path.join("/dev/vduse", name)).st_rdev
+    number = found.st_rdev
     return os.stat(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}").st_ino

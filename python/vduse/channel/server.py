@@ -46,6 +46,31 @@ class CallHandler(Protocol):
         Returned fds are given away."""
 
 
+def told_call(
+    handler: CallHandler, nr: int, payload: bytes, fds: list[int], device: str, tap: Tap | None
+) -> tuple[int, bytes, list[int]]:
+    """One call: its result, where it fails -errno, with what goes back, as ``tap`` is told. What
+    :meth:`CallHandler.ioctl` says of fds holds; ValueError as there."""
+    try:
+        result, answer, answer_fds = handler.ioctl(nr, payload, fds)
+    except OSError as error:
+        # The caller gets the number alone, as from a kernel. Its text: who keeps the log's
+        # records would keep the frames of an exception, and their fds.
+        log.info("%s: call refused: %s", device or "control", str(error))
+        result, answer, answer_fds = -(error.errno or errno.EIO), b"", []
+    # Before the answer: once the caller goes on, its call is on record.
+    if tap is not None:
+        tap.on_call(device, nr, payload, len(fds), result, answer, len(answer_fds))
+    return result, answer, answer_fds
+
+
+class _NoRoom:
+    """A handler for a call whose fds did not all arrive."""
+
+    def ioctl(self, nr: int, payload: bytes, fds: list[int]) -> tuple[int, bytes, list[int]]:
+        raise OSError(errno.EMFILE, "no room for the fds of a call")
+
+
 class MessageNode(Protocol):
     """An open device node, as its message socket sees it."""
 
@@ -104,7 +129,8 @@ class CallServer:
         except BlockingIOError:
             return True
         except (OSError, ValueError) as error:
-            log.warning("%s: connection of pid %d closed: %s", self._name, self._peer.pid, error)
+            why = str(error)
+            log.warning("%s: connection of pid %d closed: %s", self._name, self._peer.pid, why)
         except Exception:
             log.exception("%s: connection of pid %d closed", self._name, self._peer.pid)
         return False
@@ -119,28 +145,10 @@ class CallServer:
         answer_fds: list[int] = []
         try:
             call = Call.unpack(packet.data)
-            try:
-                if packet.fds_cut:
-                    raise OSError(errno.EMFILE, "no room for the fds of a call")
-                result, payload, answer_fds = self._handler.ioctl(
-                    call.nr, call.payload, list(packet.fds)
-                )
-            except OSError as error:
-                # The caller gets the number alone, as from a kernel. Its text: who keeps the
-                # log's records would keep the frames of an exception, and their fds.
-                log.info("%s: call refused: %s", self._name, str(error))
-                result, payload = -(error.errno or errno.EIO), b""
-            # Before the answer: once the caller goes on, its call is on record.
-            if self._tap is not None:
-                self._tap.on_call(
-                    self._device,
-                    call.nr,
-                    call.payload,
-                    len(packet.fds),
-                    result,
-                    payload,
-                    len(answer_fds),
-                )
+            handler = _NoRoom() if packet.fds_cut else self._handler
+            result, payload, answer_fds = told_call(
+                handler, call.nr, call.payload, list(packet.fds), self._device, self._tap
+            )
             self._send(Answer(result, call.seq, payload), answer_fds)
         finally:
             close_fds(packet.fds)
@@ -198,7 +206,7 @@ class MessageServer:
         except BlockingIOError:
             return True
         except OSError as error:
-            log.warning("%s: message socket closed: %s", self._device, error)
+            self._tell_end(error)
             self._release()
             return False
         return True
@@ -222,11 +230,17 @@ class MessageServer:
         except BlockingIOError:
             return True
         except (OSError, ValueError) as error:
-            log.warning("%s: message socket closed: %s", self._device, error)
+            self._tell_end(error)
         except Exception:
             log.exception("%s: message socket closed", self._device)
         self._release()
         return False
+
+    def _tell_end(self, error: Exception) -> None:
+        # As close(2) of a node whose messages were not all read: the next opener gets them.
+        at_its_end = isinstance(error, ConnectionResetError | BrokenPipeError)
+        level = logging.INFO if at_its_end else logging.WARNING
+        log.log(level, "%s: message socket closed: %s", self._device, str(error))
 
     def _respond(self, data: bytes) -> None:
         try:

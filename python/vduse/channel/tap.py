@@ -1,14 +1,24 @@
-"""A tap: sees everything that crosses a channel. The recorder, the trace and the tests use it."""
+"""A tap: sees everything that crosses a channel. The recorder, the trace and the tests use it.
+
+Each crossing can be had as a record with a readable line.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from vduse.channel.render import call_name, payload_text, result_text
+from vduse.channel.render import (
+    call_name,
+    given_text,
+    message_text,
+    payload_text,
+    result_text,
+)
 from vduse.control import abi
 
 
@@ -73,7 +83,7 @@ class Called:
     def line(self) -> str:
         fds = f" +{self.nfds}fd" if self.nfds else ""
         answer_fds = f" +{self.answer_nfds}fd" if self.answer_nfds else ""
-        sent = payload_text(self.nr, self.payload)
+        sent = given_text(self.nr, self.payload)
         back = payload_text(self.nr, self.answer) if self.answer else ""
         call = f"{self.device or 'control'} {call_name(self.nr)}({sent}){fds}"
         return f"{call} = {result_text(self.result)} {back}".rstrip() + answer_fds
@@ -88,7 +98,11 @@ class Messaged:
     request: abi.DevRequest
 
     def line(self) -> str:
-        return f"{self.device} <- #{self.request.request_id} {self.request.message}"
+        return f"{self.device} <- {self.what()}"
+
+    def what(self) -> str:
+        """Its id and what it says."""
+        return f"#{self.request.request_id} {message_text(self.request.message)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +114,16 @@ class Responded:
     response: abi.DevResponse | bytes
 
     def line(self) -> str:
+        return f"{self.device} -> {self.what()}"
+
+    def what(self) -> str:
+        """Whose answer it is, and what it says."""
         if isinstance(self.response, bytes):
-            return f"{self.device} -> malformed {self.response.hex()}"
+            return f"malformed {self.response.hex()}"
         word = "OK" if self.response.result == abi.RequestResult.OK else "FAILED"
         state = f" vq {self.response.vq_index} {self.response.vq_state.hex()}"
         shown = state if any(self.response.vq_state) else ""
-        return f"{self.device} -> #{self.response.request_id} {word}{shown}"
+        return f"#{self.response.request_id} {word}{shown}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +140,86 @@ class Closed:
 Record = Opened | Called | Messaged | Responded | Closed
 
 
-class Recorder:
+class TeeTap:
+    """Several taps as one: each is told, in their order."""
+
+    def __init__(self, *taps: Tap) -> None:
+        self._taps = taps
+
+    def on_open(self, device: str) -> None:
+        for tap in self._taps:
+            tap.on_open(device)
+
+    def on_call(
+        self,
+        device: str,
+        nr: int,
+        payload: bytes,
+        nfds: int,
+        result: int,
+        answer: bytes,
+        answer_nfds: int,
+    ) -> None:
+        for tap in self._taps:
+            tap.on_call(device, nr, payload, nfds, result, answer, answer_nfds)
+
+    def on_message(self, device: str, data: bytes) -> None:
+        for tap in self._taps:
+            tap.on_message(device, data)
+
+    def on_response(self, device: str, data: bytes) -> None:
+        for tap in self._taps:
+            tap.on_response(device, data)
+
+    def on_close(self, device: str) -> None:
+        for tap in self._taps:
+            tap.on_close(device)
+
+
+def tee(taps: Iterable[Tap | None]) -> Tap | None:
+    """Those of them that there are as one; None: there is none."""
+    there = [tap for tap in taps if tap is not None]
+    return TeeTap(*there) if len(there) > 1 else next(iter(there), None)
+
+
+class RecordTap(ABC):
+    """A tap that makes a record of each crossing."""
+
+    @abstractmethod
+    def add(self, record: Record) -> None:
+        """Takes the next record; on the thread that serves the channel."""
+
+    def on_open(self, device: str) -> None:
+        self.add(Opened(device, monotonic()))
+
+    def on_call(
+        self,
+        device: str,
+        nr: int,
+        payload: bytes,
+        nfds: int,
+        result: int,
+        answer: bytes,
+        answer_nfds: int,
+    ) -> None:
+        self.add(Called(device, monotonic(), nr, payload, nfds, result, answer, answer_nfds))
+
+    def on_message(self, device: str, data: bytes) -> None:
+        self.add(Messaged(device, monotonic(), abi.DevRequest.unpack(data)))
+
+    def on_response(self, device: str, data: bytes) -> None:
+        self.add(Responded(device, monotonic(), response_of(data)))
+
+    def on_close(self, device: str) -> None:
+        self.add(Closed(device, monotonic()))
+
+
+def response_of(data: bytes) -> abi.DevResponse | bytes:
+    """What a device wrote; the bytes themselves where they are no vduse_dev_response."""
+    return abi.DevResponse.unpack(data) if len(data) == abi.DevResponse.SIZE else data
+
+
+class Recorder(RecordTap):
     """A tap that keeps what it saw, from any number of channels, in order."""
 
     def __init__(self) -> None:
@@ -143,73 +240,6 @@ class Recorder:
         start = records[0].time if records else 0.0
         return [f"{record.time - start:10.6f} {record.line()}" for record in records]
 
-    def _add(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
         with self._lock:
             self._records.append(record)
-
-    def on_open(self, device: str) -> None:
-        self._add(Opened(device, monotonic()))
-
-    def on_call(
-        self,
-        device: str,
-        nr: int,
-        payload: bytes,
-        nfds: int,
-        result: int,
-        answer: bytes,
-        answer_nfds: int,
-    ) -> None:
-        self._add(Called(device, monotonic(), nr, payload, nfds, result, answer, answer_nfds))
-
-    def on_message(self, device: str, data: bytes) -> None:
-        self._add(Messaged(device, monotonic(), abi.DevRequest.unpack(data)))
-
-    def on_response(self, device: str, data: bytes) -> None:
-        response: abi.DevResponse | bytes = data
-        if len(data) == abi.DevResponse.SIZE:
-            response = abi.DevResponse.unpack(data)
-        self._add(Responded(device, monotonic(), response))
-
-    def on_close(self, device: str) -> None:
-        self._add(Closed(device, monotonic()))
-
-
-def normalized(records: Sequence[Record]) -> list[Record]:
-    """The records with times zeroed, request ids replaced by small ones in order of appearance,
-    kick fd numbers by 0, and addresses of virtqueues, where there are any, by 1, so that two runs
-    can be compared."""
-    ids: dict[tuple[str, int], int] = {}
-
-    def renumbered(device: str, request_id: int) -> int:
-        return ids.setdefault((device, request_id), 1 + sum(d == device for d, _ in ids))
-
-    result: list[Record] = []
-    for record in records:
-        match record:
-            case Messaged(device=device, request=request):
-                number = renumbered(device, request.request_id)
-                request = replace(request, request_id=number)
-                result.append(replace(record, time=0.0, request=request))
-            case Responded(device=device, response=abi.DevResponse() as response):
-                number = renumbered(device, response.request_id)
-                response = replace(response, request_id=number)
-                result.append(replace(record, time=0.0, response=response))
-            case Called(nr=abi.Ioctl.VQ_SETUP_KICKFD, payload=payload) if (
-                len(payload) == abi.VqEventfd.SIZE
-            ):
-                eventfd = abi.VqEventfd.unpack(payload)
-                eventfd = replace(eventfd, fd=min(eventfd.fd, 0))
-                result.append(replace(record, time=0.0, payload=eventfd.pack()))
-            case Called(nr=abi.Ioctl.VQ_GET_INFO, answer=answer) if len(answer) == abi.VqInfo.SIZE:
-                info = abi.VqInfo.unpack(answer)
-                info = replace(
-                    info,
-                    desc_addr=min(info.desc_addr, 1),
-                    driver_addr=min(info.driver_addr, 1),
-                    device_addr=min(info.device_addr, 1),
-                )
-                result.append(replace(record, time=0.0, answer=info.pack()))
-            case _:
-                result.append(replace(record, time=0.0))
-    return result

@@ -2,8 +2,7 @@
 
 control = TappedControl(KernelControl(), recorder)
 
-What the data path calls goes past the tap: it is only counted
-(:meth:`TappedControl.data_path_calls`).
+What the data path calls goes past the tap: it is only counted, and told when a node is closed.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from vduse.channel.base import Channel, ControlPort, Resolver
 from vduse.channel.tap import Tap
@@ -35,6 +34,8 @@ from vduse.control.abi import (
 )
 
 T = TypeVar("T")
+#: Told of a device: how often its data path made an ioctl with a result, by number, and errno or 0.
+Counted: TypeAlias = Callable[[str, Counter[tuple[int, int]]], None]
 #: What an ioctl that succeeded gave back: its struct, and fds.
 _Answer = tuple[bytes, int]
 
@@ -69,10 +70,11 @@ class _Calls:
 class TappedControl:
     """A :class:`~vduse.channel.base.ControlPort` with a tap; takes over ``control``."""
 
-    def __init__(self, control: ControlPort, tap: Tap) -> None:
+    def __init__(self, control: ControlPort, tap: Tap, counted: Counted | None = None) -> None:
+        """``counted`` is told what the data path of each node did, before its close."""
         self._control = control
+        self._counted = counted
         self._calls = _Calls(tap, "")
-        self._opened: list[TappedChannel] = []
 
     def get_api_version(self) -> int:
         return self._calls.make(
@@ -99,14 +101,7 @@ class TappedControl:
 
     def open(self, name: str) -> TappedChannel:
         """Only an open that succeeds is told of."""
-        channel = TappedChannel(self._control.open(name), self._calls.tap, name)
-        self._opened.append(channel)
-        return channel
-
-    def data_path_calls(self) -> Counter[tuple[int, int]]:
-        """How often the data paths of all channels from here made an ioctl with a result: by
-        number, and errno or 0."""
-        return sum((channel.data_path_calls() for channel in self._opened), Counter())
+        return TappedChannel(self._control.open(name), self._calls.tap, name, self._counted)
 
     def close(self) -> None:
         self._control.close()
@@ -116,12 +111,16 @@ class TappedChannel:
     """A :class:`~vduse.channel.base.Channel` with a tap, from its open on; takes over
     ``channel``."""
 
-    def __init__(self, channel: Channel, tap: Tap, name: str) -> None:
+    def __init__(
+        self, channel: Channel, tap: Tap, name: str, counted: Counted | None = None
+    ) -> None:
+        """``counted`` as :class:`TappedControl`'s."""
         self._channel = channel
+        self._counted = counted
         self._calls = _Calls(tap, name)
-        #: Once it is closed.
-        self._data_path: Counter[tuple[int, int]] | None = None
-        channel.resolver().start_counting()
+        self._closed = False
+        if counted is not None:
+            channel.resolver().start_counting()
         tap.on_open(name)
 
     @property
@@ -254,14 +253,10 @@ class TappedChannel:
         """Not told of: nothing crosses a channel."""
         self._channel.clear_inflight()
 
-    def data_path_calls(self) -> Counter[tuple[int, int]]:
-        """As :meth:`TappedControl.data_path_calls`, of this one."""
-        if self._data_path is not None:
-            return self._data_path
-        return Counter(self._channel.resolver().counts())
-
     def close(self) -> None:
-        if self._data_path is None:
-            self._data_path = self.data_path_calls()
+        if not self._closed:
+            self._closed = True
+            if self._counted is not None:
+                self._counted(self._calls.device, Counter(self._channel.resolver().counts()))
             self._channel.close()
             self._calls.tap.on_close(self._calls.device)

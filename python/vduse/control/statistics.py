@@ -9,7 +9,7 @@ Counts begin when the device, the driver or the export is made and only grow. Qu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 #: Percentiles, to 12 %, and the exact maximum of a histogram. ``buckets``: the largest value of
 #: each bucket that is not empty and how many fell into it, in order. All 0 where ``count`` is.
@@ -17,6 +17,7 @@ Histogram = TypedDict(
     "Histogram",
     {
         "count": int,
+        "sum": int,
         "p50": int,
         "p90": int,
         "p99": int,
@@ -33,7 +34,10 @@ class Latency(TypedDict):
 
     read: Histogram
     write: Histogram
-    #: Flushes, discards, write zeroes, and whatever failed.
+    flush: Histogram
+    #: Discards and write zeroes.
+    discard: Histogram
+    #: What else there is, and whatever failed.
     other: Histogram
 
 
@@ -53,8 +57,12 @@ class DeviceQueueStats(TypedDict):
     irqs_suppressed: int
     #: Publications.
     batches: int
+    #: Of those that a predecessor had taken and not completed: carried out again.
+    resubmitted: int
     #: Taken and not completed, now.
     in_flight: int
+    #: For how long the oldest of those has been; to a second. 0: there is none.
+    oldest_in_flight_ns: int
     latency_ns: Latency
     #: Requests of each publication that had any.
     batch_requests: Histogram
@@ -101,6 +109,19 @@ class WorkerStats(TypedDict):
     poll_vain_ns: int
     #: Waits that were left to the system.
     sleeps: int
+
+
+class ConnectionState(TypedDict):
+    """How a backend's link to whatever holds the bytes stands."""
+
+    #: local: there is none, the bytes are on this host.
+    state: Literal["local", "connected", "lost"]
+    #: Why it is lost; empty where it is not.
+    why: str
+    #: Since when it stands so; seconds since 1970 by this host's clock.
+    since: float
+    #: How often it was lost and came back since the backend was opened.
+    reconnections: int
 
 
 class HasStats(Protocol):

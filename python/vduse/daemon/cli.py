@@ -54,7 +54,13 @@ def parse(table: Table, argv: Sequence[str]) -> Invocation:
     """UserError for what the table does not have; SystemExit(0) after ``--help``."""
     command, rest = _find(table, argv, "vduse")
     parser = command_parser(command)
-    values, unknown = parser.parse_known_args(rest)
+    field, rest, after = _behind(command, rest)
+    values, unknown = parser.parse_known_args(_switches(command, rest))
+    if field is not None:
+        early = {*getattr(values, field), *unknown}
+        first = next((word for word in rest if word in early), "-")
+        if not first.startswith("-"):
+            parser.error(f"'{first}' comes behind --, with all that belongs to it")
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         # Behind "--" even the name of an option is an argument.
@@ -65,7 +71,16 @@ def parse(table: Table, argv: Sequence[str]) -> Invocation:
     given = vars(values)
     json, verbosity = given.pop("json"), given.pop("verbose")
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    if field is not None:
+        given[field] = tuple(after)
     return Invocation(command, command.options(**given), json, verbosity)
+
+
+def _switches(command: Command[Any, Any], argv: Sequence[str]) -> list[str]:
+    """A switch without a value gets the empty one: it must not take the next word for it."""
+    names = {f"--{_dashed(name)}" for name, p in command.params().items() if p.kind == "switch"}
+    end = argv.index("--") if "--" in argv else len(argv)
+    return [f"{word}=" if word in names else word for word in argv[:end]] + list(argv[end:])
 
 
 def overview_asked(table: Table, argv: Sequence[str]) -> str | None:
@@ -96,6 +111,18 @@ def _find(
     return found, rest
 
 
+def _behind(
+    command: Command[Any, Any], rest: Sequence[str]
+) -> tuple[str | None, Sequence[str], Sequence[str]]:
+    """The field for what is behind ``--``, if the command has one; what is before; what is
+    behind."""
+    field = next((name for name, p in command.params().items() if p.kind == "behind"), None)
+    if field is None or "--" not in rest:
+        return field, rest, ()
+    at = rest.index("--")
+    return field, rest[:at], rest[at + 1 :]
+
+
 def _by_name(table: Table) -> dict[str, Command[Any, Any] | Group]:
     """By the last word: the one that is typed."""
     return {entry.name.split()[-1]: entry for entry in table}
@@ -104,8 +131,10 @@ def _by_name(table: Table) -> dict[str, Command[Any, Any] | Group]:
 def command_parser(command: Command[Any, Any]) -> argparse.ArgumentParser:
     """The parser of one command, with its help."""
     examples = "\n".join(f"  {line}\n      {what}" for line, what in command.examples)
+    after = [p.metavar for p in command.params().values() if p.kind == "behind"]
     parser = _Parser(
         prog=f"vduse {command.name}",
+        usage=f"vduse {command.name} [options] -- {after[0]}" if after else None,
         description=command.description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -152,7 +181,7 @@ def _group_overview(group: Group) -> str:
 
 
 def _add(parser: argparse.ArgumentParser, name: str, param: Param, default: Any) -> None:
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + _dashed(name)
     if param.kind == "flag":
         parser.add_argument(flag, action="store_true", help=param.help)
         return
@@ -164,6 +193,9 @@ def _add(parser: argparse.ArgumentParser, name: str, param: Param, default: Any)
         parser.add_argument(
             name, nargs="?", default=default, type=parse, metavar=param.metavar, help=param.help
         )
+        return
+    if param.kind == "behind":
+        parser.add_argument(name, nargs="*", metavar=f"-- {param.metavar}", help=param.help)
         return
     if param.kind == "repeatable":
         parser.add_argument(
@@ -183,7 +215,13 @@ def _add(parser: argparse.ArgumentParser, name: str, param: Param, default: Any)
         return
     shown = "" if param.shown_default is None else f" (default: {param.shown_default})"
     text = param.help + shown
-    parser.add_argument(flag, default=default, type=parse, metavar=param.metavar, help=text)
+    # Brackets would be right: argparse cannot wrap a usage that has them.
+    metavar = f"={param.metavar}" if param.kind == "switch" else param.metavar
+    parser.add_argument(flag, default=default, type=parse, metavar=metavar, help=text)
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _shown(parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vduse.control.units import parse_size
 from vduse.daemon.bench.commands import BENCH
 from vduse.daemon.dev.commands import DEV
+from vduse.daemon.run.commands import RUN
 from vduse.daemon.table import (
     Command,
     Context,
@@ -19,6 +20,8 @@ from vduse.daemon.table import (
     ordered,
     repeatable,
 )
+from vduse.daemon.trace.commands import TRACE
+from vduse.daemon.trace.options import trace_json_option, trace_option
 from vduse.daemon.values import (
     DRIVERS,
     cpu_list,
@@ -29,6 +32,8 @@ from vduse.daemon.values import (
     user,
     whole,
 )
+from vduse.daemon.watch.commands import HEALTH, TOP
+from vduse.daemon.watch.options import log_format_option, log_level_option, metrics_option
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -44,7 +49,8 @@ class BlkOptions:
     """Options of ``vduse blk``."""
 
     backend: str | None = argument(
-        "what stores the bytes: a disk image, null, memory, or python:MODULE:CLASS",
+        "what stores the bytes: a disk image, qcow2:PATH, rbd:POOL/IMAGE, nbd:HOST:PORT, null, "
+        "memory, or python:MODULE:CLASS",
         metavar="IMAGE",
     )
     size: int | None = optional(
@@ -107,6 +113,11 @@ class BlkOptions:
         "vduse dev --qmp SOCKET",
         metavar="SOCKET",
     )
+    metrics: str | None = metrics_option()
+    log_format: str | None = log_format_option()
+    log_level: str | None = log_level_option()
+    trace: str | None = trace_option()
+    trace_json: str | None = trace_json_option()
 
 
 @dataclass(frozen=True)
@@ -144,13 +155,27 @@ class StorageDaemonOptions:
     """Options of ``vduse storage-daemon``."""
 
     objects: tuple[tuple[str, str], ...] = ordered(
-        ("blockdev", "a block node: driver host_device, file, null-co or raw"),
-        ("export", "a node as a VDUSE device: type vduse-blk"),
-        ("chardev", "a unix socket that a monitor listens at"),
+        ("object", "an object: qom-type throttle-group, secret or tls-creds-x509"),
+        ("blockdev", "a block node: driver file, host_device and so on (docs/reference.md)"),
+        ("nbd-server", "where exports of type nbd are found: a unix socket, a port, or systemd's"),
+        ("export", "a node, exported: type vduse-blk, vhost-user-blk or nbd"),
+        ("chardev", "a unix socket that a monitor listens at, by its path or systemd's name"),
         ("monitor", "QMP on a chardev"),
         metavar="KEY=VALUE,...",
     )
+    config: str | None = optional(
+        "a TOML file that says the same, in any order; made before the options", metavar="FILE"
+    )
+    check: str | None = optional(
+        "tell every mistake in such a file, with its line, and end", metavar="FILE"
+    )
     pidfile: str | None = optional("written and locked once everything is made", metavar="PATH")
+    daemonize: bool = flag("go into the background once everything is made")
+    metrics: str | None = metrics_option()
+    log_format: str | None = log_format_option()
+    log_level: str | None = log_level_option()
+    # No --trace: QEMU's means something else.
+    trace_json: str | None = trace_json_option("calls and messages of vduse-blk exports")
 
 
 def _blk(options: BlkOptions, context: Context) -> Generator[BlkFacts]:
@@ -248,6 +273,7 @@ TABLE: tuple[Command[Any, Any] | Group, ...] = (
         run=_demo,
         show=_show_demo,
     ),
+    RUN,
     BENCH,
     DEV,
     Command(
@@ -265,12 +291,13 @@ TABLE: tuple[Command[Any, Any] | Group, ...] = (
     ),
     Command(
         name="storage-daemon",
-        help="Disks for the kernel's VDUSE, with the interface of QEMU's storage daemon",
+        help="Disks on the kernel's VDUSE, vhost-user and NBD, with QEMU's interface",
         description=(
-            "Exports block nodes as VDUSE devices of the kernel until quit, SIGTERM, SIGINT or\n"
-            "SIGHUP; `vdpa dev add` attaches them. Options are made in the order given, and as\n"
-            "QEMU's: KEY=VALUE,... with dots for what is within and commas doubled, or JSON\n"
-            "(docs/storage-daemon.md). What of QEMU's is not supported is refused by name."
+            "Exports block nodes as VDUSE devices of the kernel, which `vdpa dev add` attaches,\n"
+            "over vhost-user and over NBD until quit, SIGTERM, SIGINT or SIGHUP. Options are made\n"
+            "in the order given, and as those of QEMU's storage daemon: KEY=VALUE,... with dots\n"
+            "for what is within and commas doubled, or JSON (docs/storage-daemon.md). What of\n"
+            "QEMU's is not supported is refused by name. Exit code 1 where --check finds a mistake."
         ),
         examples=(
             (
@@ -287,13 +314,24 @@ TABLE: tuple[Command[Any, Any] | Group, ...] = (
                 "a block device, past the page cache, on 16 virtqueues",
             ),
             (
+                "vduse storage-daemon --blockdev "
+                "driver=file,filename=disk.img,node-name=disk0 --nbd-server "
+                "addr.type=unix,addr.path=nbd.sock --export nbd,id=e0,node-name=disk0",
+                "an image for NBD clients: nbd+unix:///disk0?socket=nbd.sock",
+            ),
+            (
                 "vduse storage-daemon --chardev "
                 "socket,id=qmp,path=qmp.sock,server=on,wait=off --monitor chardev=qmp",
                 "nothing as yet: clients at qmp.sock say what",
             ),
+            ("vduse storage-daemon --check disks.toml", "every mistake in a file, with its line"),
         ),
         options=StorageDaemonOptions,
         run=_storage_daemon,
         show=_show_storage_daemon,
+        exit_code=lambda facts: int(bool(getattr(facts, "mistakes", ()))),
     ),
+    HEALTH,
+    TOP,
+    TRACE,
 )

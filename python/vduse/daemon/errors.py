@@ -15,6 +15,7 @@ import errno
 import os
 
 from vduse.bus.errors import VdpaError
+from vduse.control.refusals import NO_FDS_LEFT
 
 EXIT_FAULT = 1
 EXIT_USER = 2
@@ -58,7 +59,7 @@ def image_error(path: str, error: OSError) -> UserError:
 
 
 _REFUSALS = {
-    errno.EMFILE: "too many open files for this process: raise the limit (ulimit -n 1024)",
+    errno.EMFILE: NO_FDS_LEFT,
     errno.ENFILE: "too many open files on this host: close some programs",
     errno.ENOMEM: "not enough memory: free some, or raise the limit (ulimit -v)",
     errno.ENOSPC: "no space left: free some in the folder for temporary files, or set TMPDIR",

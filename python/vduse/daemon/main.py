@@ -65,7 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
     stopper = Stopper()
     # What is printed has names of the user's in it: nothing of them is a colour or an emoji.
     out, err = (Console(stderr=to, highlight=False, emoji=False) for to in (False, True))
-    context = Context(out, err, stopper)
+    context = Context(out, err, stopper, invocation.json)
     command = invocation.command
     with stopper.installed():
         latest = command.run(invocation.options, context)

@@ -31,6 +31,8 @@ class Context:
     #: Where progress goes; not for machines.
     err: Console
     stopper: Stopper
+    #: Facts go out as JSON: nothing else may.
+    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Param:
     """How one option is given. ``parse`` turns its text into the field's value; its ValueError
     is shown to the person as it is."""
 
-    kind: Literal["argument", "required", "option", "flag", "repeatable", "ordered"]
+    kind: Literal[
+        "argument", "required", "option", "flag", "repeatable", "ordered", "switch", "behind"
+    ]
     help: str
     parse: Callable[[str], Any] = str
     metavar: str | None = None
@@ -87,9 +91,20 @@ def ordered(*options: tuple[str, str], metavar: str) -> Any:
     return dataclasses.field(default=(), metadata={"param": param})
 
 
+def switch(help: str, *, metavar: str) -> Any:
+    """``--name`` or ``--name=VALUE``, never ``--name VALUE``, whose value might be meant as an
+    argument. The field is None where it is not given, empty where it has no value."""
+    return dataclasses.field(default=None, metadata={"param": Param("switch", help, str, metavar)})
+
+
 def flag(help: str) -> Any:
     """``--name``; False where not given."""
     return dataclasses.field(default=False, metadata={"param": Param("flag", help)})
+
+
+def behind(help: str, *, metavar: str) -> Any:
+    """All that comes behind ``--``, as it is; at most one field of a command's."""
+    return dataclasses.field(default=(), metadata={"param": Param("behind", help, str, metavar)})
 
 
 @dataclass(frozen=True)

@@ -46,18 +46,23 @@ class Device:
         make_data_path: Callable[[Resolver], DataPath],
         *,
         resized: Callable[[], None] | None = None,
+        failed: Callable[[str], None] | None = None,
         thread: ControlThread | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
         """``resized`` is called on a thread of its own when the data path's backend has another
-        size. ``drain_timeout``: seconds that a stop or a reset may take."""
+        size. ``failed`` is called on the control thread, and must not wait, when the backend has
+        failed a request, for the first of each errno in a minute: operation, place and errno.
+        ``drain_timeout``: seconds that a stop or a reset may take."""
         self._spec = spec
         self._make_data_path = make_data_path
         self._resized = resized
+        self._failed = failed
         self._thread = thread
         self._drain_timeout = drain_timeout
         self._attached: _Attached | None = None
         self._control: ControlPort | None = None
+        self._taken_over = False
         self._end = _End()
 
     @property
@@ -74,6 +79,11 @@ class Device:
     def fault(self) -> str | None:
         """What the driver did so that all virtqueues stand still until it resets the device."""
         return self._require().handler.fault
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether the start found the device that a dead program left."""
+        return self._taken_over
 
     @property
     def live(self) -> bool:
@@ -95,22 +105,27 @@ class Device:
             raise DeviceError(f"{self.name} is started")
         thread = self._thread or ControlThread.shared()
         channel, existed = create_or_open(control, self._spec)
-        try:
-            data_path = self._make_data_path(channel.resolver())
-        except BaseException:
-            channel.close()
-            self._undo(control, existed)
-            raise
-        attached = _Attached(
-            self._spec, channel, data_path, thread, self._end, self._resized, self._drain_timeout
-        )
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._undo, control, existed)
+            with contextlib.ExitStack() as parts:
+                parts.callback(channel.close)
+                data_path = self._make_data_path(channel.resolver())
+                parts.callback(data_path.close)
+                attached = _Attached(
+                    self._spec,
+                    channel,
+                    data_path,
+                    thread,
+                    self._end,
+                    self._resized,
+                    self._failed,
+                    self._drain_timeout,
+                )
+                parts.pop_all()  # they are its own
+            undo.callback(attached.close, self._drain_timeout)
             thread.call(lambda: attached.begin(existed))
-        except BaseException:
-            attached.close(self._drain_timeout)
-            self._undo(control, existed)
-            raise
-        self._attached, self._control = attached, control
+            undo.pop_all()
+        self._attached, self._control, self._taken_over = attached, control, existed
         return existed
 
     def set_config(self, offset: int, data: bytes) -> None:
@@ -172,14 +187,17 @@ class _Attached:
         thread: ControlThread,
         end: _End,
         resized: Callable[[], None] | None,
+        failed: Callable[[str], None] | None,
         timeout: float,
     ) -> None:
         self.name = spec.name
+        self._logger = logging.LoggerAdapter(log, {"device": spec.name})
         self.channel = channel
         self._data_path = data_path
         self._thread = thread
         self._end = end
         self._resized = resized
+        self._failed = failed
         self._timeout = timeout
         self._serving = False
         self._watched_kicks: set[int] = set()
@@ -205,7 +223,7 @@ class _Attached:
         # Queues are ready under a live driver, or one whose DRIVER_OK is still to be answered.
         live = existed and self.tell_driver()
         if live or (existed and any(self._queues.info(i).ready for i in range(len(self._queues)))):
-            log.info("%s: taking over from a live driver's last device", self.name)
+            self._logger.info("%s: taking over from a live driver's last device", self.name)
             self.handler.adopt(self._queues.negotiated(), live=live)
         self._thread.watch(self.channel.fileno(), self, self._on_messages)
 
@@ -256,7 +274,7 @@ class _Attached:
         if not self._serving:
             return
         self._stop_serving()
-        log.error("%s: broken, will not answer any more: %s", self.name, reason)
+        self._logger.error("%s: broken, will not answer any more: %s", self.name, reason)
         try:
             self.offload(lambda: self._data_path.reset(self._timeout), lambda _: None)
         finally:  # where no thread can be started, too
@@ -287,12 +305,19 @@ class _Attached:
                 self.handler.failed(f"virtqueue {queue}: {message}")
                 continue
             if kind == "failed":
-                log.warning("%s: virtqueue %d: the backend failed: %s", self.name, queue, message)
+                self._logger.warning(
+                    "%s: virtqueue %d: the backend failed: %s", self.name, queue, message
+                )
+                if self._failed is not None:
+                    self._failed(message)
                 continue
             if kind == "umem":
-                log.warning("%s: %s", self.name, message)
+                self._logger.warning("%s: %s", self.name, message)
                 continue
-            log.info("%s: %s %s", self.name, kind, message)
+            if kind == "connection":
+                self._logger.warning("%s: the backend's connection: %s", self.name, message)
+                continue
+            self._logger.info("%s: %s %s", self.name, kind, message)
             if kind == "resized" and self._resized is not None:
                 self._thread.offload(self, self._resized, lambda _: None)
 
@@ -338,4 +363,4 @@ class _Attached:
         # ValueError: it has stopped by itself in the meantime.
         with contextlib.suppress(ValueError):
             if self._data_path.stop_queue(index, timeout) is None:
-                log.warning("%s: virtqueue %d does not drain", self.name, index)
+                self._logger.warning("%s: virtqueue %d does not drain", self.name, index)

@@ -70,6 +70,7 @@ class MessageHandler:
     ) -> None:
         """``timeout``: seconds that a drain or a reset may take."""
         self._spec = spec
+        self._logger = logging.LoggerAdapter(log, {"device": spec.name})
         self._queues = queues
         self._data_path = data_path
         self._host = host
@@ -128,7 +129,7 @@ class MessageHandler:
         if not message_allowed(
             kind, self._spec.api_version, self._state, extensions=self._extensions
         ):
-            log.warning(
+            self._logger.warning(
                 "%s: refused message %s while %s", self._spec.name, request.message, self._state
             )
             self._answer(request, RequestResult.FAILED)
@@ -157,7 +158,7 @@ class MessageHandler:
             if done:
                 update(index)
         except QueueError as error:
-            log.warning("%s: %s refused: %s", self._spec.name, request.message, error)
+            self._logger.warning("%s: %s refused: %s", self._spec.name, request.message, error)
             done = False
         self._answer(request, RequestResult.OK if done else RequestResult.FAILED)
 
@@ -182,7 +183,9 @@ class MessageHandler:
             return  # word from before the reset that has healed it
         if self._fault is None:
             self._fault = reason
-            log.error("%s: stopped until the driver resets it: %s", self._spec.name, reason)
+            self._logger.error(
+                "%s: stopped until the driver resets it: %s", self._spec.name, reason
+            )
         for index in range(len(self._queues)):
             self._host.unwatch_kick(index)
 
@@ -192,7 +195,7 @@ class MessageHandler:
         try:
             rows = steps(self._state, self._status, status)
         except IllegalStatus as error:
-            log.warning("%s: %s", self._spec.name, error)
+            self._logger.warning("%s: %s", self._spec.name, error)
             self._answer(request, RequestResult.FAILED)
             return
         state = self._state
@@ -215,7 +218,7 @@ class MessageHandler:
         features = self._queues.negotiated()
         refusal = self._spec.check_features(features)
         if refusal is not None:
-            log.warning("%s: features %#x refused: %s", self._spec.name, features, refusal)
+            self._logger.warning("%s: features %#x refused: %s", self._spec.name, features, refusal)
             return False
         self._features = features
         return True
@@ -225,7 +228,7 @@ class MessageHandler:
             self._queues.arm(self._features, fresh=True)
             self._start_ready()
         except QueueError as error:
-            log.warning("%s: DRIVER_OK refused: %s", self._spec.name, error)
+            self._logger.warning("%s: DRIVER_OK refused: %s", self._spec.name, error)
             return False
         return True
 
@@ -307,7 +310,7 @@ class MessageHandler:
             try:
                 return self._queues.follow_log(self._timeout)
             except OSError as error:
-                log.warning("%s: dirty log refused: %s", self._spec.name, error)
+                self._logger.warning("%s: dirty log refused: %s", self._spec.name, error)
                 return None
 
         def done(acknowledged: bool | None) -> None:

@@ -12,6 +12,7 @@ from time import monotonic, sleep
 from vduse.channel.base import EXT_CALLFD, EXT_INFLIGHT, EXT_KICKFD, EXT_LOG, Channel
 from vduse.control.abi import VqInfo, decode_vq_state
 from vduse.control.features import Feature
+from vduse.control.refusals import in_words
 from vduse.device.datapath import DataPath
 from vduse.device.spec import DeviceSpec
 
@@ -38,7 +39,7 @@ def _scarce() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise
-        raise QueueError(str(error)) from error
+        raise QueueError(in_words(error)) from error
 
 
 class Queues:
@@ -61,9 +62,13 @@ class Queues:
         self._stopped: dict[int, tuple[int, ...]] = {}
         #: There was a dirty log.
         self._has_log = False
-        self.kickfds = [
-            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self._spec.queue_sizes
-        ]
+        self.kickfds: list[int] = []
+        try:
+            for _ in self._spec.queue_sizes:
+                self.kickfds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except OSError:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         return len(self.kickfds)
@@ -85,7 +90,8 @@ class Queues:
             self._record_stride = max(self._data_path.inflight_size(s, features) for s in sizes)
             bytes_of_all = self._record_stride * len(sizes)
             try:
-                self._record = self._channel.get_inflight_fd(bytes_of_all, features, fresh)
+                with _scarce():
+                    self._record = self._channel.get_inflight_fd(bytes_of_all, features, fresh)
             except OSError as error:
                 if error.errno == errno.ENODATA:
                     raise NotLive from error

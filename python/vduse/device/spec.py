@@ -12,6 +12,14 @@ from vduse.control.abi import DevConfig
 _LONGEST_NAME = 255
 
 
+def check_name(name: str) -> None:
+    """ValueError: no device node can be called so."""
+    if not 1 <= len(os.fsencode(name)) <= _LONGEST_NAME:
+        raise ValueError(f"name: {name!r} is not 1 to {_LONGEST_NAME} bytes long")
+    if name in (".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"name: {name!r} cannot be a file's name below /dev/vduse")
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
     """Everything that VDUSE_CREATE_DEV and VDUSE_VQ_SETUP are told."""
@@ -35,10 +43,7 @@ class DeviceSpec:
 
     def __post_init__(self) -> None:
         """ValueError: a name that no device node can have, an API version that is not."""
-        if not 1 <= len(os.fsencode(self.name)) <= _LONGEST_NAME:
-            raise ValueError(f"name: {self.name!r} is not 1 to {_LONGEST_NAME} bytes long")
-        if self.name in (".", "..") or "/" in self.name or "\0" in self.name:
-            raise ValueError(f"name: {self.name!r} cannot be a file's name below /dev/vduse")
+        check_name(self.name)
         if self.api_version not in (0, 1):
             raise ValueError(f"api_version: {self.api_version} is neither 0 nor 1")
 

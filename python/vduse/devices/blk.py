@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections.abc import Callable
 
 from vduse import _native
 from vduse.backends.python import PythonBackend
@@ -39,6 +40,31 @@ _SMALLEST_QUEUE = 4
 _LARGEST_QUEUE = 1 << 15
 #: Bytes of the largest logical block, as QEMU has it.
 _LARGEST_BLOCK = 2 << 20
+
+
+def check_queue_size(size: int) -> None:
+    """ValueError: no virtqueue of a disk has that."""
+    is_power = size & (size - 1) == 0
+    if not (is_power and _SMALLEST_QUEUE <= size <= _LARGEST_QUEUE):
+        raise ValueError(
+            f"queue_size: {size} is not a power of two "
+            f"between {_SMALLEST_QUEUE} and {_LARGEST_QUEUE}"
+        )
+
+
+def check_serial(serial: str) -> None:
+    """ValueError: VIRTIO_BLK_T_GET_ID cannot tell it."""
+    if not serial.isascii() or len(serial) > SERIAL_BYTES:
+        raise ValueError(f"serial: {serial!r} is not at most {SERIAL_BYTES} ASCII characters")
+
+
+def check_block_size(size: int) -> None:
+    """ValueError: no logical block has that."""
+    is_power = size & (size - 1) == 0
+    if not (is_power and SECTOR <= size <= _LARGEST_BLOCK):
+        raise ValueError(
+            f"block_size: {size} is not a power of two between {SECTOR} and {_LARGEST_BLOCK}"
+        )
 
 
 def offered_features(*, read_only: bool, can_discard: bool, queues: int, packed: bool) -> int:
@@ -130,36 +156,27 @@ class BlkDevice(DeviceLife):
         drain_timeout: float = DRAIN_TIMEOUT,
         api_version: int = 0,
         umem: bool = False,
+        failed: Callable[[str], None] | None = None,
     ) -> None:
         """``packed`` offers packed virtqueues; the driver chooses. A read-only backend makes a
         read-only device. ``block_size``: bytes of a logical block, by default the backend's;
         ``discard`` False: DISCARD is not offered, whatever the backend can. ``drain_timeout``:
         seconds that a stop, a reset or the last flush may take. ``umem``: pages of this process
         take the place of the bounce pages, where the kernel and RLIMIT_MEMLOCK allow it
-        (docs/kernel.md); why not, is in the log.
+        (docs/kernel.md); why not, is in the log. ``failed``: as of
+        :class:`~vduse.device.device.Device`.
         ValueError: name, queues, queue_size, serial, block_size, drain_timeout or api_version out
         of range."""
         if isinstance(backend, PythonBackend):
             backend = backend.native
         if not 1 <= queues <= 0xFFFF:
             raise ValueError(f"queues: {queues} is not between 1 and 65535")
-        is_power = queue_size & (queue_size - 1) == 0
-        if not (is_power and _SMALLEST_QUEUE <= queue_size <= _LARGEST_QUEUE):
-            raise ValueError(
-                f"queue_size: {queue_size} is not a power of two "
-                f"between {_SMALLEST_QUEUE} and {_LARGEST_QUEUE}"
-            )
-        if not serial.isascii() or len(serial) > SERIAL_BYTES:
-            raise ValueError(f"serial: {serial!r} is not at most {SERIAL_BYTES} ASCII characters")
+        check_queue_size(queue_size)
+        check_serial(serial)
         self._serial = serial.encode("ascii")
         if block_size is None:
             block_size = backend.block_size
-        is_power = block_size & (block_size - 1) == 0
-        if not (is_power and SECTOR <= block_size <= _LARGEST_BLOCK):
-            raise ValueError(
-                f"block_size: {block_size} is not a power of two "
-                f"between {SECTOR} and {_LARGEST_BLOCK}"
-            )
+        check_block_size(block_size)
         if drain_timeout < 0:
             raise ValueError(f"drain_timeout: {drain_timeout} is negative")
         self._drain_timeout = drain_timeout
@@ -180,8 +197,10 @@ class BlkDevice(DeviceLife):
         )
         #: The capacity that the driver knows.
         self._sectors = self._config.capacity
-        self._resizing = threading.Lock()
+        #: Guards the capacity, and which backend there is.
+        self._changing = threading.Lock()
         self._backend = backend
+        self._paused = False
         self._own_pool: _native.Pool | None = None
         if pool is None and backend.engine == "python":
             pool = self._own_pool = _native.Pool(1)
@@ -199,6 +218,7 @@ class BlkDevice(DeviceLife):
             ),
             self._make_data_path,
             resized=self._resized,
+            failed=failed,
             thread=thread,
             drain_timeout=drain_timeout,
         )
@@ -209,6 +229,11 @@ class BlkDevice(DeviceLife):
         return self._backend
 
     @property
+    def data_path(self) -> _native.BlkDataPath | None:
+        """What serves it; None before the start and after the end."""
+        return self._data_path
+
+    @property
     def size(self) -> int:
         """Bytes that the driver knows."""
         return self._sectors * SECTOR
@@ -217,6 +242,11 @@ class BlkDevice(DeviceLife):
     def read_only(self) -> bool:
         """Whether it refuses writes."""
         return self._read_only
+
+    @property
+    def paused(self) -> bool:
+        """Whether it has no backend: see :meth:`pause`."""
+        return self._paused
 
     @property
     def pool(self) -> _native.Pool:
@@ -231,10 +261,10 @@ class BlkDevice(DeviceLife):
     def resize(self) -> int:
         """Looks at the backend's size again, and tells the driver; bytes. From any thread. OSError
         EINVAL: a size that no disk has."""
-        with self._resizing:
-            size = self._backend.refresh_size()
-            block = self._config.blk_size
-            sectors = size // block * (block // SECTOR)
+        with self._changing:
+            if self._paused:
+                return self.size
+            sectors = self._whole_sectors(self._backend.refresh_size())
             if self._data_path is not None and sectors != self._sectors:
                 # First the data path: the driver may use what it is told at once.
                 self._data_path.set_capacity(sectors)
@@ -242,15 +272,71 @@ class BlkDevice(DeviceLife):
                 self._sectors = sectors
             return sectors * SECTOR
 
+    def pause(self) -> None:
+        """Completes what was taken, flushes, and lets go of the backend, which may be closed then.
+        What the driver asks for waits until :meth:`resume`. From any thread. DeviceError: requests
+        do not end within ``drain_timeout``; OSError: the flush failed, or took as long. Then all
+        goes on as before."""
+        with self._changing:
+            data_path = self._started()
+            if not data_path.pause(self._drain_timeout):
+                raise DeviceError(
+                    f"{self.name}: requests are still in flight after {self._drain_timeout:g} s"
+                )
+            try:
+                self._flush()
+            except OSError:
+                data_path.resume(self._backend)
+                raise
+            self._paused = True
+
+    def resume(self, backend: _native.Backend) -> None:
+        """After :meth:`pause`: goes on with ``backend``, and tells the driver of another size. What
+        was offered at the start (features, block size) stays. DeviceError; OSError: virtqueues
+        cannot work on it. Then it is still paused."""
+        with self._changing:
+            data_path = self._started()
+            sectors = self._whole_sectors(backend.size)
+            # Before anything is served: requests are held to what there is.
+            data_path.set_capacity(sectors)
+            try:
+                data_path.resume(backend)
+            except OSError:
+                data_path.set_capacity(self._sectors)
+                if not data_path.pause(self._drain_timeout):
+                    raise DeviceError(f"{self.name}: its backends cannot be exchanged") from None
+                raise
+            self._backend, self._paused = backend, False
+            if sectors != self._sectors:
+                self._sectors = sectors
+                try:
+                    self._device.set_config(0, pack_capacity(sectors))
+                except (DeviceError, OSError) as error:
+                    self._not_told(error)
+
+    def _started(self) -> _native.BlkDataPath:
+        """DeviceError."""
+        if self._data_path is None:
+            raise DeviceError(f"{self.name} is not started")
+        return self._data_path
+
+    def _whole_sectors(self, size: int) -> int:
+        block = self._config.blk_size
+        return size // block * (block // SECTOR)
+
     def stats(self) -> DeviceStats | None:
         """What was counted (docs/statistics.md); None before the start and after the end."""
-        return self._data_path.stats() if self._data_path is not None else None
+        data_path = self._data_path
+        try:
+            return data_path.stats() if data_path is not None else None
+        except ValueError:  # closed meanwhile
+            return None
 
     def close(self, *, destroy: bool = False) -> None:
-        """Drains, closes the node, flushes the backend. The device stays, for whoever takes it
-        over, unless it is to be destroyed. DeviceError: requests do not end, or the device's own
-        handler calls. Closed, but: OSError EBUSY, on the vDPA bus and not destroyed; TimeoutError,
-        the flush has not ended within ``drain_timeout``."""
+        """Drains, closes the node, flushes the backend unless read-only. The device stays, for
+        whoever takes it over, unless it is to be destroyed. DeviceError: requests do not end, or
+        the device's own handler calls. Closed, but: OSError EBUSY, on the vDPA bus and not
+        destroyed; TimeoutError, the flush has not ended within ``drain_timeout``."""
         self._device.close()
         self._data_path = None
         if self._own_pool is not None:
@@ -258,16 +344,32 @@ class BlkDevice(DeviceLife):
             with contextlib.suppress(OSError):
                 self._own_pool.close()
         try:
-            within(self._drain_timeout, self._backend.flush, f"{self.name}: the backend's flush")
+            # A backend that it let go of was flushed.
+            if not self._paused:
+                self._flush()
         finally:
             if destroy:
                 self._device.destroy()
+
+    def _flush(self) -> None:
+        """OSError."""
+        if not self._read_only:
+            what = f"{self.name}: the backend's flush"
+            within(self._drain_timeout, self._backend.flush, what)
 
     def _resized(self) -> None:
         try:
             self.resize()
         except (DeviceError, OSError, ValueError) as error:
-            log.info("%s: resized, but not told the driver: %s", self.name, error)
+            self._not_told(error)
+
+    def _not_told(self, error: Exception) -> None:
+        log.info(
+            "%s: resized, but not told the driver: %s",
+            self.name,
+            error,
+            extra={"device": self.name},
+        )
 
     def _make_data_path(self, resolver: Resolver) -> _native.BlkDataPath:
         limits = data_path_limits(self._config, read_only=self._read_only)

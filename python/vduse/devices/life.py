@@ -27,6 +27,11 @@ class DeviceLife:
         return self._device.fault
 
     @property
+    def taken_over(self) -> bool:
+        """Whether the start found the device that a dead program left."""
+        return self._device.taken_over
+
+    @property
     def live(self) -> bool:
         """Whether a driver uses it."""
         return self._device.live

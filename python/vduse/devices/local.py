@@ -11,6 +11,7 @@ from vduse.backends.spec import open_backend
 from vduse.channel.base import ControlPort
 from vduse.device.device import DRAIN_TIMEOUT
 from vduse.device.within import within
+from vduse.device.workers import shared_pool
 from vduse.devices.blk import BlkDevice
 
 
@@ -44,7 +45,12 @@ def local_blk(
         opened = backend
         if isinstance(opened, str):
             opened = open_backend(
-                opened, size=size, read_only=read_only, direct=direct, layers=layers
+                opened,
+                size=size,
+                read_only=read_only,
+                direct=direct,
+                layers=layers,
+                pool=shared_pool if pool is None else lambda: pool,
             )
             exits.callback(within, drain_timeout, opened.close, f"{backend}: the backend's end")
         device = BlkDevice(

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
+from typing import Protocol
 
 from vduse.exports.errors import ExportError
 
@@ -32,6 +33,23 @@ _ADVICE = {
     errno.ELOOP: "its symbolic links go round in a circle: check the path",
     errno.ENAMETOOLONG: "the name is too long: use a shorter one",
 }
+
+
+class Listener(Protocol):
+    """A listening socket."""
+
+    @property
+    def path(self) -> str:
+        """Where it listens, for people."""
+
+    def fileno(self) -> int:
+        """Readable when a client has arrived."""
+
+    def accept(self) -> socket.socket:
+        """A client's connection, non-blocking. BlockingIOError: there is none."""
+
+    def close(self) -> None:
+        """Takes no connection any more."""
 
 
 class UnixListener:
@@ -112,12 +130,28 @@ def socket_path(path: str | os.PathLike[str]) -> str:
     if not text:
         # bind(2) would choose an abstract name, which file modes do not guard.
         raise ExportError("the socket has no path: name one, as in ./disk.sock")
+    if "\0" in text:
+        raise ExportError("a socket's path has no zero byte")
     if (length := len(os.fsencode(text))) > MAX_PATH:
         raise ExportError(
             f"{text}: {length} bytes are too long for a socket's path: at most "
             f"{MAX_PATH}; use a relative or a shorter one"
         )
     return text
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """What can be known of a path long before anybody listens there. ExportError: nobody could."""
+    text = socket_path(path)
+    folder = os.path.dirname(text) or "."
+    if not os.path.isdir(folder):
+        raise ExportError(f"{text}: {_ADVICE[errno.ENOENT]}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ExportError(f"{text}: {_ADVICE[errno.EACCES]}")
+    try:
+        _find_dead(text)
+    except OSError as error:
+        raise ExportError(f"{text}: {_ADVICE.get(error.errno or 0, error.strerror)}") from None
 
 
 @contextmanager
@@ -146,15 +180,17 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _remove_dead(path: str) -> None:
-    """Removes the socket of a server that is no more. ExportError: there is something else, or
-    the server lives."""
+def _find_dead(path: str) -> os.stat_result | None:
+    """The socket of a server that is no more; None: nothing is there. ExportError: there is
+    something else, or the server lives."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        return
+        return None
+    if stat.S_ISREG(found.st_mode):
+        raise ExportError(f"{path}: is a file and no socket: name another path")
     if not stat.S_ISSOCK(found.st_mode):
-        raise ExportError(f"{path}: exists and is no socket: remove it, or name another path")
+        raise ExportError(f"{path}: exists and is no socket: name another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # a full backlog is a server's, too
         try:
@@ -165,8 +201,14 @@ def _remove_dead(path: str) -> None:
             raise _alive(path) from None
         else:
             raise _alive(path)
+    return found
+
+
+def _remove_dead(path: str) -> None:
+    """ExportError: as of :func:`_find_dead`."""
+    found = _find_dead(path)
     # Not the file of a server that came up since.
-    if _identity(os.lstat(path)) == _identity(found):
+    if found is not None and _identity(os.lstat(path)) == _identity(found):
         os.unlink(path)
 
 

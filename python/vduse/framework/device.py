@@ -4,10 +4,12 @@ device's program opens, and by its place on the vDPA bus."""
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import threading
 from collections.abc import Callable
 
+from vduse import _native
 from vduse.bus.errors import DeviceExists
 from vduse.bus.iotlb import SharedFile
 from vduse.control.abi import DevConfig, DirtyLog, SetStatus
@@ -20,6 +22,8 @@ from vduse.framework.profile import Profile
 from vduse.framework.virtqueue import Virtqueue
 
 log = logging.getLogger(__name__)
+
+_numbers = itertools.count(1)
 
 MIN_BOUNCE_SIZE = 1 << 20
 MAX_BOUNCE_SIZE = 1 << 30
@@ -42,6 +46,8 @@ class VduseDevice:
         msg_timeout: float,
     ) -> None:
         self.name = config.name
+        #: No other device of this process has it, or had it.
+        self.number = next(_numbers)
         self.profile = profile
         self.api_version = api_version
         self.device_id = config.device_id
@@ -50,12 +56,14 @@ class VduseDevice:
         self.vq_align = config.vq_align
         self.ngroups = config.ngroups or 1
         self.lock = threading.RLock()
-        self.messages = MessageQueue(config.name)
+        self.vqs = [Virtqueue(index) for index in range(config.vq_num)]
+        #: VQ_INJECT_IRQ's rule, for whoever takes that call.
+        self.irqs = _native.IrqGate([vq.line for vq in self.vqs])
+        self.messages = MessageQueue(config.name, lambda: self.irqs.set_broken())
         self.config = bytearray(config.config)
         self.driver_features = 0
         self.status = 0
         self.generation = 0
-        self.vqs = [Virtqueue(index) for index in range(config.vq_num)]
         self.domain: IovaDomain | None = None
         self.inflight = InflightFile()
         #: Where the driver's side wants writes marked, until the next reset.
@@ -107,6 +115,16 @@ class VduseDevice:
     # --- what both sides use ----------------------------------------------------------------
 
     @property
+    def status(self) -> int:
+        """Stored when its SET_STATUS was answered."""
+        return self._status
+
+    @status.setter
+    def status(self, status: int) -> None:
+        self._status = status
+        self.irqs.set_driver_ok(bool(status & Status.DRIVER_OK))
+
+    @property
     def packed(self) -> bool:
         """The driver negotiated packed virtqueues."""
         return bool(self.driver_features & Feature.RING_PACKED)
@@ -148,19 +166,15 @@ class VduseDevice:
     def inject_config_irq(self) -> None:
         """OSError EINVAL before DRIVER_OK."""
         with self.lock:
-            self._require_driver_ok()
+            if not self.status & Status.DRIVER_OK:
+                raise OSError(errno.EINVAL, f"{self.name}: no config interrupt before DRIVER_OK")
             self._work.queue(self._config_work)
 
     def inject_vq_irq(self, index: int) -> None:
-        """Signals a ready queue's driver; one that is not ready gets nothing. OSError EINVAL: no
-        such queue; before DRIVER_OK, unless the driver gave an eventfd of its own and the queue
-        is ready. Never runs anything of the driver's on this stack."""
-        with self.lock:
-            vq = self.vq(index)
-            if not (vq.has_trigger and vq.ready):
-                self._require_driver_ok()
-            if vq.ready:  # an irq of a queue that the driver has not enabled goes nowhere
-                vq.line.inject()
+        """Signals a ready queue's driver; one that is not ready gets nothing. OSError EPERM,
+        EINVAL, as :meth:`vduse._native.IrqGate.inject`. Never runs anything of the driver's on
+        this stack."""
+        self.irqs.inject(index)
 
     def send_status(self, status: int) -> None:
         """Sends SET_STATUS and waits; stores nothing."""
@@ -190,6 +204,7 @@ class VduseDevice:
             self.inflight.close()
             self.log = None
             self.vqs.clear()
+            self.irqs = _native.IrqGate([])
 
     def reclaim(self) -> int:
         """Gives idle bounce pages back to the system; bytes."""
@@ -207,10 +222,6 @@ class VduseDevice:
         if domain is not None:
             found |= domain.native.stats()
         return found
-
-    def _require_driver_ok(self) -> None:
-        if not self.status & Status.DRIVER_OK:
-            raise OSError(errno.EINVAL, f"{self.name}: no irq before DRIVER_OK")
 
     def _run_config_cb(self) -> None:
         with self.lock:

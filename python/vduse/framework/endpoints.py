@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 from vduse.channel.packet import Credentials, peer_credentials
@@ -65,37 +66,61 @@ def add_control(
 def open_device(service: Service, device: VduseDevice, tap: Tap | None) -> list[int]:
     """Opens the device's node and serves it; the message and the call fd for the opener.
     OSError ENODEV, EBUSY."""
-    messages, their_messages = _pair()
     calls, their_calls = _pair()
     caller = _Caller(calls)
+    served: list[_CallEndpoint] = []
+
+    def end_calls() -> None:
+        for endpoint in served:
+            service.discard(endpoint)
+
+    try:
+        node, messages = open_messages(service, device, caller, tap, end_calls)
+    except BaseException:
+        calls.close()
+        their_calls.close()
+        raise
+    served.append(_call_endpoint(calls, node, caller, device.name, tap))
+    service.add(served[0])
+    return [messages.detach(), their_calls.detach()]
+
+
+def open_messages(
+    service: Service,
+    device: VduseDevice,
+    caller: Callable[[], Credentials],
+    tap: Tap | None,
+    on_release: Callable[[], None],
+) -> tuple[DeviceNode, socket.socket]:
+    """Opens the device's node, whose calls somebody else brings, and serves its messages: the
+    node, and the opener's end of its message socket. On the service thread, as ``on_release`` when
+    that end is closed. OSError ENODEV, EBUSY."""
+    ours, theirs = _pair()
     device.look_at_opener()
     try:
         node = DeviceNode(device, caller)
     except BaseException:
-        for sock in (messages, their_messages, calls, their_calls):
-            sock.close()
+        ours.close()
+        theirs.close()
         raise
-    call_endpoint = _call_endpoint(calls, node, caller, device.name, tap)
-    service.add(call_endpoint)
-    service.add(_OpenNode(service, messages, node, call_endpoint, tap))
-    return [their_messages.detach(), their_calls.detach()]
+    service.add(_OpenNode(service, ours, node, on_release, tap))
+    return node, theirs
 
 
 class _OpenNode:
-    """An open node's message socket; its end closes the call socket, too."""
+    """An open node's message socket; its end is the node's."""
 
     def __init__(
         self,
         service: Service,
         sock: socket.socket,
         node: DeviceNode,
-        calls: _CallEndpoint,
+        on_release: Callable[[], None],
         tap: Tap | None,
     ) -> None:
-        self._service = service
         self._sock = sock
         self._node = node
-        self._calls = calls
+        self._on_release = on_release
         self._refused = False
         self._server = MessageServer(sock, self, device=node.device.name, tap=tap)
         node.device.look_at_opener = lambda: service.serve_now(self)
@@ -117,6 +142,8 @@ class _OpenNode:
 
     def close(self) -> None:
         self._server.close()
+        # They know each other: whoever waits for this to be freed would wait for the collector.
+        del self._server
 
     def _hang_up(self) -> None:
         """A broken device sees the end of its messages (POLLERR of the kernel's node)."""
@@ -139,8 +166,11 @@ class _OpenNode:
             log.log(level, "%s: response refused: %s", self._node.device.name, error.strerror)
 
     def release(self) -> None:
+        # The device knows this opener no more; else it would keep all that the opener has.
+        device = self._node.device
+        device.look_at_opener = device.messages.on_queued = device.messages.on_broken = _nothing
         self._node.release()
-        self._service.discard(self._calls)
+        self._on_release()
 
 
 class Listener:
@@ -214,6 +244,10 @@ class Listener:
             os.unlink(self._path)
         except FileNotFoundError:
             log.debug("%s was removed by somebody else", self._path)
+
+
+def _nothing() -> None:
+    """Nobody has it open."""
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

@@ -23,7 +23,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -46,10 +46,11 @@ from vduse.framework.device import (
 )
 from vduse.framework.endpoints import Listener, add_control, open_device
 from vduse.framework.irq import WorkQueue
+from vduse.framework.nodes import Nodes
 from vduse.framework.profile import find_profile
 from vduse.framework.service import Service
 from vduse.framework.shrinker import Reclaimable, Shrinker
-from vduse.framework.vdpa_device import VdpaDevice
+from vduse.framework.vdpa_device import Provision, VdpaDevice
 
 log = logging.getLogger(__name__)
 
@@ -167,17 +168,19 @@ class Framework:
         features: int | None = None,
         vq_pairs: int | None = None,
         driver: str | None = "virtio_vdpa",
+        vdpa_type: Callable[[VduseDevice, Provision], VdpaDevice] = VdpaDevice,
     ) -> VdpaDevice:
         """Puts a device on the vDPA bus (`vdpa dev add`) and binds ``driver`` (None: leaves it
         unbound). ``features``: offer these only. ``mac`` (6 bytes) and ``vq_pairs``: of a net
-        device. If the driver does not take it, the device leaves the bus again.
+        device. ``vdpa_type``: what the bus's drivers call the device through, one that does more
+        than ours. If the driver does not take it, the device leaves the bus again.
 
         Waits for the device. DeviceNotFound, DeviceExists, OSError EINVAL, EOPNOTSUPP, and
         whatever the driver raises."""
         self._check_usable()
         with self._lock:
             device = self._find(name)
-            vdpa = VdpaDevice(device, provision(device, mac, features, vq_pairs))
+            vdpa = vdpa_type(device, provision(device, mac, features, vq_pairs))
             self._attached[name] = vdpa
         try:
             self._bus.add(vdpa)
@@ -270,11 +273,18 @@ class Framework:
 
     def open(self, name: str) -> list[int]:
         """OPEN. OSError ENOENT, ENODEV, EBUSY."""
-        with self._lock:
-            device = self._devices.get(name)
+        device = self.devices.get(name)
         if device is None:
             raise OSError(errno.ENOENT, f"no device {name}")
         return open_device(self._service, device, self._tap)
+
+    # --- for other transports of calls than sockets -----------------------------------------
+
+    @property
+    def nodes(self) -> Nodes:
+        """Control and device nodes by themselves, and the thread that serves them."""
+        self._check_usable()
+        return Nodes(self._service, self, self._profile, self._tap)
 
     # --- inside -----------------------------------------------------------------------------
 

@@ -20,6 +20,10 @@ from vduse.control.abi import DevRequest, DevResponse, Message, RequestResult, R
 log = logging.getLogger(__name__)
 
 
+def _nothing() -> None:
+    """No listener."""
+
+
 class _Sent:
     """One message on its way."""
 
@@ -36,8 +40,10 @@ class MessageQueue:
     """The messages between the framework and one device. All methods are thread-safe; only
     :meth:`send` waits."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, breaks: Callable[[], None] = _nothing) -> None:
+        """``breaks`` is called at the moment the device breaks, with a lock held."""
         self._device = device
+        self._breaks = breaks
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._ids = itertools.count()
@@ -54,6 +60,11 @@ class MessageQueue:
     def broken(self) -> bool:
         """A message was not answered in time: nothing but destroying the device clears it."""
         return self._broken is not None
+
+    @property
+    def why_broken(self) -> str | None:
+        """For people to read; None: it is not."""
+        return self._broken
 
     def send(self, message: Message, timeout: float) -> DevResponse:
         """Sends and waits for the answer, ``timeout`` seconds on a monotonic clock (0: for
@@ -107,9 +118,16 @@ class MessageQueue:
             if self._broken is not None:
                 return
             self._broken = reason
+            self._breaks()
             self._fail_all()
         log.log(level, "device %s is broken: %s", self._device, reason)
         self.on_broken()
+
+    def abandon(self) -> None:
+        """As if all who wait were killed: DeviceTimedOut for them, and nobody answers their
+        messages any more. The device goes on."""
+        with self._lock:
+            self._fail_all()
 
     def poll(self) -> int:
         """As poll(2): POLLIN unread, POLLOUT unanswered, POLLERR broken."""
@@ -173,7 +191,3 @@ class MessageQueue:
 
 def _type_name(request: DevRequest) -> str:
     return RequestType(request.type).name
-
-
-def _nothing() -> None:
-    """No listener."""

@@ -193,7 +193,6 @@ class VdpaDevice:
         with device.lock:
             vq = device.vq(index)
             vq.line.set_callfd(-1 if fd is None else fd)
-            vq.has_trigger = fd is not None
             tell = vq.callfd_given
         if tell:
             device.messages.send(UpdateCallfd(index), device.msg_timeout)

@@ -40,8 +40,6 @@ class Virtqueue:
         self.driver_addr = 0
         self.device_addr = 0
         self.state = bytes(VQ_STATE_SIZE)
-        #: The driver's own eventfd is signalled (vhost_vdpa), DRIVER_OK or not.
-        self.has_trigger = False
         #: The device holds the call fd (VQ_GET_CALLFD).
         self.callfd_given = False
         self.line.clear_kicked()

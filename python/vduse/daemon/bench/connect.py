@@ -104,7 +104,12 @@ def _refused(options: BenchOptions, relay: Relay, error: Exception) -> Exception
     if not isinstance(error, OSError | RuntimeError):
         return error
     why = str(error.strerror or error) if isinstance(error, OSError) else str(error)
-    if relay.gone:
+    if relay.is_nbd:
+        why = (
+            "an NBD server listens there: name a vhost-user socket (vduse blk --vhost-user, an "
+            "export of type vhost-user-blk)"
+        )
+    elif relay.gone:
         why = "the server closed the connection: its log may say why"
     elif "required protocol features" in why:
         why = "the server lacks REPLY_ACK, CONFIG or CONFIGURE_MEM_SLOTS, which are needed here"

@@ -14,9 +14,12 @@ import threading
 from contextlib import suppress
 from tempfile import TemporaryDirectory
 
+from vduse.control.nbd import MAGIC
 from vduse.daemon.errors import UserError
 from vduse.testing.closing import Closing
 
+#: What an NBD server says first.
+_NBD = MAGIC.to_bytes(8, "big")
 #: Most fds of one message: a memory table's.
 _MAX_FDS = 8
 _PIECE = 1 << 16
@@ -39,6 +42,7 @@ class Relay(Closing):
             self._server.close()
             raise
         self._gone = False
+        self._is_nbd = False
         try:
             self._folder = TemporaryDirectory(prefix="vduse-bench-")
         except OSError as error:
@@ -60,6 +64,11 @@ class Relay(Closing):
     def gone(self) -> bool:
         """Whether the server has closed the connection."""
         return self._gone
+
+    @property
+    def is_nbd(self) -> bool:
+        """Whether the server speaks NBD. Then it has been left."""
+        return self._is_nbd
 
     def close(self) -> None:
         """Ends the connection, on both sides. Idempotent."""
@@ -88,6 +97,9 @@ class Relay(Closing):
     def _pass_on(self, front_end: socket.socket) -> None:
         front_end.settimeout(_PATIENCE)
         while ready := self._ready(front_end, self._server):
+            if self._server in ready and _greets_by_nbd(self._server):
+                self._is_nbd = True
+                return
             # What it said before it went is passed on first.
             if self._server in ready and not _moved(self._server, front_end):
                 self._gone = True
@@ -119,6 +131,14 @@ def _moved(source: socket.socket, to: socket.socket) -> bool:
         for fd in fds:
             os.close(fd)
     return True
+
+
+def _greets_by_nbd(server: socket.socket) -> bool:
+    """No vhost-user message begins so."""
+    try:
+        return server.recv(len(_NBD), socket.MSG_PEEK | socket.MSG_DONTWAIT) == _NBD
+    except OSError:
+        return False
 
 
 def _peer(connection: socket.socket) -> int:

@@ -13,12 +13,15 @@ from vduse.daemon.dev.errors import KernelRefused
 from vduse.daemon.errors import UserError
 
 if TYPE_CHECKING:
-    from vduse.daemon.blk.door import Door
+    from vduse.daemon.doors.door import Door
+    from vduse.daemon.trace.tracing import Tracing
 
 #: What serves at a socket of its own, and the driver that it needs.
 _SOCKETS = {"nbd": ("--nbd", "virtio_vdpa"), "vhost_user": ("--vhost-user", "vhost_vdpa")}
 _WITHOUT = "--nbd SOCKET or --vhost-user SOCKET"
 _SOCKET_MODE = 0o600
+#: The kernel that the framework in this process plays.
+EMBEDDED_PROFILE = "6.12"
 
 
 @dataclass(frozen=True)
@@ -78,21 +81,24 @@ def _check_kernel(options: BlkOptions, socket: str | None) -> None:
         raise UserError("--qmp is for --nbd and --vhost-user; vduse dev knows the kernel's bus")
 
 
-def open_attachment(way: Way, options: BlkOptions, backend: str) -> Attachment:
+def open_attachment(way: Way, options: BlkOptions, backend: str, tracing: Tracing) -> Attachment:
     """UserError. Handlers import what they run: the framework, or netlink."""
     if way.via == "kernel":
         from vduse.daemon.blk.kernel import KernelAttachment
         from vduse.vdpa.drivers import BusDriver
 
-        return KernelAttachment(options.name, BusDriver(options.driver or BusDriver.VIRTIO_VDPA))
+        driver = BusDriver(options.driver or BusDriver.VIRTIO_VDPA)
+        return KernelAttachment(options.name, driver, tapped=tracing.tapped)
     from vduse.daemon.blk.embedded import EmbeddedAttachment
+    from vduse.framework import Framework
 
-    return EmbeddedAttachment(_door(options, backend), qmp=options.qmp)
+    framework = Framework(EMBEDDED_PROFILE, tap=tracing.tap)
+    return EmbeddedAttachment(_door(options, backend), framework, qmp=options.qmp)
 
 
 def _door(options: BlkOptions, backend: str) -> Door:
     if options.vhost_user is not None:
-        from vduse.daemon.blk.vhost_user import VhostUserDoor
+        from vduse.daemon.doors.vhost_user import VhostUserDoor
 
         return VhostUserDoor(
             options.vhost_user,
@@ -101,7 +107,7 @@ def _door(options: BlkOptions, backend: str) -> Door:
             owner=options.vhost_user_owner,
             group=options.vhost_user_group,
         )
-    from vduse.daemon.blk.nbd import NbdDoor
+    from vduse.daemon.doors.nbd import NbdDoor
 
     assert options.nbd is not None  # of choose
     return NbdDoor(options.nbd, mode=options.nbd_mode, description=backend)

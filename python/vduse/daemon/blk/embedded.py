@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -11,11 +9,14 @@ from vduse.bus.errors import DeviceBusy, DeviceNotFound
 from vduse.channel.embedded import EmbeddedControl
 from vduse.control.statistics import Statistics, collect
 from vduse.daemon.blk.attachment import Reach
-from vduse.daemon.blk.door import Door, OpenDoor
+from vduse.daemon.blk.watched import WatchedDisk
 from vduse.daemon.dev.embedded import EmbeddedFace
 from vduse.daemon.dev.qmp import commands
+from vduse.daemon.doors.door import Door
+from vduse.daemon.doors.doorway import Doorway
 from vduse.daemon.errors import UserError
 from vduse.daemon.qmp.server import QmpServer
+from vduse.daemon.watch.collect import state_command
 from vduse.devices.blk import BlkDevice
 from vduse.exports.errors import ExportError
 from vduse.exports.listen import UnixListener
@@ -29,16 +30,14 @@ class EmbeddedAttachment:
     """An :class:`~vduse.daemon.blk.attachment.Attachment`, and what its bus asks of it: an
     :class:`~vduse.daemon.dev.embedded.Export`."""
 
-    def __init__(self, door: Door, *, qmp: str | None) -> None:
-        """``qmp``: a socket for `vduse dev --qmp`."""
+    def __init__(self, door: Door, framework: Framework, *, qmp: str | None) -> None:
+        """Takes over the framework. ``qmp``: a socket for `vduse dev --qmp`."""
         self._door = door
         self._qmp_path = qmp
-        self._framework = Framework()
+        self._framework = framework
         self._control = EmbeddedControl(self._framework.control())
-        #: Guards what follows against QMP's commands.
-        self._lock = threading.RLock()
         self._device: BlkDevice | None = None
-        self._open: OpenDoor | None = None
+        self._doorway: Doorway | None = None
         self._qmp: QmpServer | None = None
 
     @property
@@ -49,16 +48,13 @@ class EmbeddedAttachment:
     def attach(self, device: BlkDevice) -> Reach:
         """Opens the door, and serves QMP."""
         self._framework.dev_add(device.name, driver=self._door.driver)
+        self._doorway = Doorway(self._framework, device.name, self._door, device)
         self._device = device
         self.offer(device.name)
+        reach = Reach(driver=self._door.driver, socket=self._doorway.socket, uri=self._doorway.uri)
         if self._qmp_path is not None:
-            self._serve_qmp(self._qmp_path)
-        opened = self._open
-        return Reach(
-            driver=self._door.driver,
-            socket=os.path.abspath(self._door.path),
-            uri=opened.uri if opened is not None else None,
-        )
+            self._serve_qmp(self._qmp_path, WatchedDisk(device, reach))
+        return reach
 
     def users(self) -> tuple[str, ...]:
         """Nobody who is waited for: clients and VMMs know servers that end."""
@@ -70,31 +66,23 @@ class EmbeddedAttachment:
 
     def statistics(self, device: BlkDevice) -> Statistics:
         """Of the device, its disk and its server."""
-        with self._lock:
-            disks = self._open.disks if self._open is not None else ()
-            exports = {self._door.path: self._open.export} if self._open is not None else {}
-            return collect(devices=[device], disks=disks, exports=exports, pools=[device.pool])
+        disks = self._doorway.disks if self._doorway is not None else ()
+        exports = self._doorway.exports if self._doorway is not None else {}
+        return collect(devices=[device], disks=disks, exports=exports, pools=[device.pool])
 
     def clients(self, name: str) -> int:
         """Of the socket."""
-        with self._lock:
-            return self._open.clients() if self._open is not None else 0
+        return self._doorway.clients() if self._doorway is not None else 0
 
     def place(self, name: str) -> str | None:
         """The URI, or the socket's path where there are none."""
-        with self._lock:
-            if self._open is None:
-                return None
-            return self._open.uri or os.path.abspath(self._door.path)
+        return self._doorway.place if self._doorway is not None else None
 
     def offer(self, name: str) -> None:
         """Opens the door, where its driver has the device. UserError: the socket cannot be."""
-        with self._lock:
-            device = self._device
-            driver = self._framework.bus.devices.get(name)
-            if self._open is None and device is not None and driver == self._door.driver:
-                with _told():
-                    self._open = self._door.open(self._framework, device)
+        if self._doorway is not None:
+            with _told():
+                self._doorway.offer()
 
     def withdraw(self, name: str) -> None:
         """Closes the door. UserError: not in order."""
@@ -115,20 +103,22 @@ class EmbeddedAttachment:
         return failure
 
     def close(self) -> str | None:
-        """Ends the framework."""
+        """Destroys the device, as on the kernel, and ends the framework."""
+        if self._device is not None:
+            with suppress(OSError):  # it has not ended in order: it goes with the framework
+                self._control.destroy_dev(self._device.name)
         self._control.close()
         self._framework.close()
         return None
 
     def _withdraw(self, *, answering: bool) -> str | None:
-        with self._lock:
-            opened, self._open = self._open, None
-        return opened.close(answering=answering) if opened is not None else None
+        return self._doorway.withdraw(answering=answering) if self._doorway is not None else None
 
-    def _serve_qmp(self, path: str) -> None:
+    def _serve_qmp(self, path: str, watched: WatchedDisk) -> None:
         with _told():
             listener = UnixListener(path, _QMP_MODE)
-        self._qmp = QmpServer(commands(EmbeddedFace(self._framework, self)))
+        bus = commands(EmbeddedFace(self._framework, self))
+        self._qmp = QmpServer((*bus, state_command(lambda: watched)))
         self._qmp.listen(listener)
 
 

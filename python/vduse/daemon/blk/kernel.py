@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
+from vduse.channel.base import ControlPort
 from vduse.channel.kernel import KernelControl
 from vduse.control.statistics import Statistics, collect
 from vduse.daemon.blk.attachment import Reach
@@ -29,8 +30,14 @@ _NODE_TIMEOUT = 10.0
 class KernelAttachment:
     """An :class:`~vduse.daemon.blk.attachment.Attachment`."""
 
-    def __init__(self, name: str, driver: BusDriver) -> None:
-        """KernelRefused: no module, no permission."""
+    def __init__(
+        self,
+        name: str,
+        driver: BusDriver,
+        *,
+        tapped: Callable[[ControlPort], ControlPort] = lambda control: control,
+    ) -> None:
+        """``tapped`` puts a tap on the port. KernelRefused: no module, no permission."""
         self._name = name
         self._driver = driver
         self._bus = VdpaBus()
@@ -41,15 +48,16 @@ class KernelAttachment:
             )
         with explained("reach", name):
             VdpaManagement().close()
-            self._control = KernelControl()
+            control = KernelControl()
         if name not in self._bus.names():
             # One that an earlier program left, with no driver: there is nothing to go on with, and
             # the kernel may have given it up. EBUSY (served): starting says it better.
             with suppress(OSError):
-                self._control.destroy_dev(name)
+                control.destroy_dev(name)
+        self._control = tapped(control)
 
     @property
-    def control(self) -> KernelControl:
+    def control(self) -> ControlPort:
         """/dev/vduse/control."""
         return self._control
 

@@ -8,8 +8,9 @@ from collections.abc import Generator
 from contextlib import nullcontext
 from time import monotonic
 
-from vduse.daemon import notify
-from vduse.daemon.blk.choose import choose, open_attachment, other_way
+from vduse.channel.recording import Header
+from vduse.daemon import logs, notify
+from vduse.daemon.blk.choose import EMBEDDED_PROFILE, Way, choose, open_attachment, other_way
 from vduse.daemon.blk.facts import Counted, Ended, Facts, InUse, Resized
 from vduse.daemon.blk.service import Service
 from vduse.daemon.commands import BlkOptions
@@ -17,6 +18,8 @@ from vduse.daemon.errors import Stopped, UserError
 from vduse.daemon.limits import check_open_files
 from vduse.daemon.signals import Stopper
 from vduse.daemon.table import Context
+from vduse.daemon.trace.tracing import Tracing, header_of_embedded, header_of_kernel
+from vduse.daemon.watch.serving import metrics_served
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +36,22 @@ def serve(options: BlkOptions, context: Context) -> Generator[Facts]:
     backend, stopper = options.backend, context.stopper
     if backend is None:
         raise UserError("name what stores the bytes: an image, null, memory, python:MODULE:CLASS")
+    logs.adjust(format=options.log_format, level=options.log_level)
     way = choose(options)
     check_open_files(_FDS + _FDS_PER_QUEUE * options.queues)
     _block_requests()
-    with stopper.held(twice_ends=True):
+    tracing = Tracing(options.trace, options.trace_json, _header(way))
+    with stopper.held(twice_ends=True), tracing:
         with other_way(way):
-            attachment = open_attachment(way, options, backend)
+            attachment = open_attachment(way, options, backend, tracing)
             stopper.last_words = attachment.left
             service = Service(options, backend, way, attachment)
         begin = monotonic()
         try:
-            notify.ready()
-            yield service.facts()
-            reason = yield from _watch(service, options.name, stopper)
+            with metrics_served(options.metrics, service.watched):
+                notify.ready()
+                yield service.facts()
+                reason = yield from _watch(service, options.name, stopper)
         except BaseException:
             if (failure := service.close()) is not None:
                 log.error("%s: %s", options.name, failure)
@@ -77,6 +83,10 @@ def _watch(service: Service, name: str, stopper: Stopper) -> Generator[Facts, No
         elif (size := service.resized()) is not None:
             yield Resized("resized", size)
     return reason
+
+
+def _header(way: Way) -> Header:
+    return header_of_kernel() if way.via == "kernel" else header_of_embedded(EMBEDDED_PROFILE)
 
 
 def _block_requests() -> None:

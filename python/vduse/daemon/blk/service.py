@@ -14,6 +14,7 @@ from vduse.control.statistics import Statistics
 from vduse.daemon.blk.attachment import Attachment
 from vduse.daemon.blk.choose import Way
 from vduse.daemon.blk.facts import Serving
+from vduse.daemon.blk.watched import WatchedDisk
 from vduse.daemon.commands import BlkOptions
 from vduse.daemon.dev.errors import explained
 from vduse.daemon.errors import UserError
@@ -21,6 +22,7 @@ from vduse.device.attach import ConfigMismatch
 from vduse.device.device import DRAIN_TIMEOUT, DeviceError
 from vduse.device.queues import QueueError
 from vduse.device.within import within
+from vduse.device.workers import shared_pool
 from vduse.devices.blk import BlkDevice
 from vduse.devices.local import local_blk
 
@@ -46,6 +48,8 @@ class Service:
             self._size = self._device.size
             undo.callback(self._undo)
             self._reach = attachment.attach(self._device)
+            #: For its metrics.
+            self.watched = WatchedDisk(self._device, self._reach)
             undo.pop_all()
 
     def facts(self) -> Serving:
@@ -132,6 +136,7 @@ class Service:
                 layers=options.layer,
                 # A migration's two ends have it open, and one after the other serves it.
                 lock_late=options.vhost_user is not None,
+                pool=shared_pool,
             )
         except (BackendError, ValueError) as error:
             hint = ": --size 1G" if str(error).endswith("needs a size") else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
@@ -39,9 +39,13 @@ class Export(Protocol):
 class EmbeddedFace:
     """A :class:`~vduse.daemon.dev.face.VdpaFace`, for one thread at a time."""
 
-    def __init__(self, framework: Framework, export: Export) -> None:
+    def __init__(
+        self, framework: Framework, export: Export, program: Callable[[], str] | None = None
+    ) -> None:
+        """``program``: who serves the devices, for people to read; None: this process."""
         self._framework = framework
         self._export = export
+        self._program = program or _this_process
 
     def list(self) -> Listing:
         """Devices that are not on the bus, too."""
@@ -59,7 +63,7 @@ class EmbeddedFace:
             chosen, config = found.driver_features, bytes(found.config)
         return Details(
             device=self._device(name),
-            program=f"this process (pid {os.getpid()})",
+            program=self._program(),
             features=feature_names(chosen, found.device_id) if chosen else None,
             offered=feature_names(found.device_features, found.device_id),
             config=_config(found.device_id, config),
@@ -114,7 +118,7 @@ class EmbeddedFace:
             if name not in self._framework.bus.devices:
                 raise DeviceNotFound(f"{name} is not on the vDPA bus")
             if not force and (clients := self._export.clients(name)):
-                raise UserError(f"{clients} clients use {name}: end them first, or --force")
+                raise UserError(f"{name} is in use (clients: {clients}): end them, or --force")
             try:
                 self._export.withdraw(name)
                 yield
@@ -141,6 +145,10 @@ class EmbeddedFace:
                 max_vq_size=max((vq.num_max for vq in found.vqs), default=0),
             )
         return device
+
+
+def _this_process() -> str:
+    return f"this process (pid {os.getpid()})"
 
 
 def _config(device_id: int, space: bytes) -> dict[str, int | str]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import socket
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -15,7 +11,8 @@ import msgspec
 from vduse.daemon.dev.face import Attributes, Changed, Details, Listing, VdpaFace
 from vduse.daemon.errors import UserError
 from vduse.daemon.qmp.arguments import Model
-from vduse.daemon.qmp.errors import ErrorClass, QmpError
+from vduse.daemon.qmp.client import QmpClient, UnknownCommand
+from vduse.daemon.qmp.errors import QmpError
 from vduse.daemon.qmp.table import QmpCommand
 
 T = TypeVar("T")
@@ -24,14 +21,6 @@ T = TypeVar("T")
 _GREETING_TIMEOUT = 5.0
 #: Seconds for a command, which may wait for a device's program.
 _ANSWER_TIMEOUT = 120.0
-#: Bytes of an answer.
-_LONGEST_LINE = 1 << 20
-
-_ADVICE = {
-    errno.ENOENT: "no such socket",
-    errno.ECONNREFUSED: "nobody serves it any more",
-    errno.EACCES: "permission denied: it is for the user of the vduse process that serves it",
-}
 
 
 class NameArguments(Model, frozen=True, kw_only=True):
@@ -131,12 +120,11 @@ class QmpFace:
     def __init__(self, path: str) -> None:
         """UserError: nobody serves ``path``, or not this."""
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._lines = self._socket.makefile("rb")
-        with ExitStack() as undo:
-            undo.callback(self.close)
-            self._connect()
-            undo.pop_all()
+        self._client = QmpClient(
+            path,
+            timeout=_GREETING_TIMEOUT,
+            served_by=f"vduse blk IMAGE --nbd SOCKET --qmp {path}",
+        )
 
     def list(self) -> Listing:
         """query-vdpa."""
@@ -169,59 +157,13 @@ class QmpFace:
 
     def close(self) -> None:
         """Ends the connection."""
-        self._lines.close()
-        self._socket.close()
-
-    def _connect(self) -> None:
-        path = self._path
-        self._socket.settimeout(_GREETING_TIMEOUT)
-        try:
-            self._socket.connect(path)
-            if "QMP" not in self._message():
-                raise UserError(f"{path}: not QMP")
-            self._execute("qmp_capabilities")
-        except TimeoutError:
-            raise UserError(f"{path}: does not answer: another QMP client has it") from None
-        except OSError as error:
-            why = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-            raise UserError(
-                f"{path}: {why}; vduse blk IMAGE --nbd SOCKET --qmp {path} serves one"
-            ) from None
-        self._socket.settimeout(_ANSWER_TIMEOUT)
+        self._client.close()
 
     def _ask(self, model: type[T], command: str, **arguments: Any) -> T:
         try:
-            return msgspec.convert(self._execute(command, **arguments), model)
+            answer = self._client.execute(command, timeout=_ANSWER_TIMEOUT, **arguments)
+            return msgspec.convert(answer, model)
+        except UnknownCommand:
+            raise UserError(f"{self._path}: serves QMP, but no vDPA bus") from None
         except msgspec.ValidationError as error:
             raise UserError(f"{self._path}: not the answer of this version: {error}") from None
-        except TimeoutError:
-            raise UserError(
-                f"{self._path}: {command} has not ended within {_ANSWER_TIMEOUT:g} s, and goes on"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{self._path}: {error.strerror}") from None
-
-    def _execute(self, command: str, **arguments: Any) -> Any:
-        dashed = {key.replace("_", "-"): value for key, value in arguments.items()}
-        request = {"execute": command, "arguments": dashed}
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
-        while "event" in (message := self._message()):
-            pass
-        if "return" in message:
-            return message["return"]
-        error = message.get("error")
-        if not isinstance(error, dict):
-            raise UserError(f"{self._path}: not QMP")
-        if error.get("class") == ErrorClass.COMMAND_NOT_FOUND:
-            raise UserError(f"{self._path}: serves QMP, but no vDPA bus")
-        raise UserError(str(error.get("desc", "no answer")))
-
-    def _message(self) -> dict[str, Any]:
-        line = self._lines.readline(_LONGEST_LINE)
-        try:
-            message = json.loads(line)
-        except ValueError:
-            message = None
-        if not isinstance(message, dict):
-            raise UserError(f"{self._path}: {'not QMP' if line else 'the connection has ended'}")
-        return message

@@ -12,6 +12,7 @@ from vduse.daemon.doctor.extras import EXTRAS
 from vduse.daemon.doctor.host import Host
 from vduse.daemon.doctor.kernel import bus_management, control_node, modules, record_folder
 from vduse.daemon.doctor.needed import NEEDED
+from vduse.daemon.doctor.run import supervision
 from vduse.daemon.table import Context
 
 _COLOURS = {"ok": "green", "limited": "yellow", "missing": "red"}
@@ -35,7 +36,9 @@ def diagnose() -> Diagnosis:
     steps = [modules(host), control_node(host)]
     usable = all(check.state == "ok" for check in steps)
     kernel = (*steps, bus_management(host), record_folder(host), *device_checks(host))
-    return Diagnosis(works, usable, (*needed, *(probe() for probe in EXTRAS), *kernel))
+    return Diagnosis(
+        works, usable, (*needed, *(probe() for probe in EXTRAS), supervision(), *kernel)
+    )
 
 
 def show(diagnosis: Diagnosis, context: Context) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vduse import _native
 from vduse.control.features import BlkFeature
-from vduse.exports.nbd.protocol import MAX_STRING, TransmissionFlag
+from vduse.control.nbd import MAX_STRING, TransmissionFlag
 
 #: Bytes: smallest unit, best unit and longest request (NBD_INFO_BLOCK_SIZE). virtio-blk counts
 #: in sectors of 512; file systems of today lay out by 4096; the longest is what the protocol
@@ -21,17 +21,19 @@ MAXIMUM_BLOCK = 32 << 20
 class Export:
     """One disk, as it is now: its size may change from one handshake to the next."""
 
-    #: The name that is listed. The empty name, NBD's default, is the same export.
+    #: The name that is listed.
     name: str
     #: Bytes.
     size: int
     flags: TransmissionFlag
     #: One line for people.
     description: str = ""
+    #: The empty name, NBD's default, is the same export.
+    default: bool = True
 
     def serves(self, name: str) -> bool:
         """Whether a client that asks for ``name`` means this one."""
-        return name in ("", self.name)
+        return name == self.name or (self.default and not name)
 
 
 def sendable(text: str) -> str:

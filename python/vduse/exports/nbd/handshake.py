@@ -1,10 +1,14 @@
 """The server's side of the fixed newstyle handshake, without I/O.
 
-    shake = Handshake(export)
+    shake = Handshake(exports)
     while shake.outcome is None:
         send(shake.take_output())
         shake.receive(recv(shake.wanted))
     send(shake.take_output())
+
+Where TLS is required nothing but STARTTLS and ABORT is served before it (proto.md, FORCEDTLS):
+:attr:`Handshake.starts_tls` says that what follows goes through a session, both ways, and
+:meth:`Handshake.go_on` that there is one.
 
 Nothing is taken that belongs to the transmission phase: :attr:`Handshake.wanted` never reaches
 past the step at hand. What a client may make the server keep and do is bounded by
@@ -14,18 +18,10 @@ past the step at hand. What a client may make the server keep and do is bounded 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vduse.exports.nbd.export import MAXIMUM_BLOCK, MINIMUM_BLOCK, PREFERRED_BLOCK, Export
-from vduse.exports.nbd.options import (
-    ContextQuery,
-    Malformed,
-    parse_context_query,
-    parse_info_request,
-    parse_name,
-)
-from vduse.exports.nbd.protocol import (
+from vduse.control.nbd import (
     BASE_ALLOCATION,
     BASE_ALLOCATION_ID,
     MAGIC,
@@ -37,6 +33,14 @@ from vduse.exports.nbd.protocol import (
     Option,
     Reply,
     TransmissionFlag,
+)
+from vduse.exports.nbd.export import MAXIMUM_BLOCK, MINIMUM_BLOCK, PREFERRED_BLOCK, Export
+from vduse.exports.nbd.options import (
+    ContextQuery,
+    Malformed,
+    parse_context_query,
+    parse_info_request,
+    parse_name,
 )
 
 #: Bytes of the data of one option; what is longer is skipped and answered with ERR_TOO_BIG.
@@ -70,6 +74,8 @@ class Agreed:
     structured: bool
     #: BLOCK_STATUS answers for base:allocation.
     base_allocation: bool
+    #: Its name as it is listed.
+    export: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +89,15 @@ class Ended:
 class Handshake:
     """One connection's, from the greeting to its :attr:`outcome`."""
 
-    def __init__(self, export: Callable[[], Export]) -> None:
-        """``export`` is asked when a client wants to know."""
-        self._export = export
+    def __init__(
+        self, exports: Callable[[], Sequence[Export]], *, requires_tls: bool = False
+    ) -> None:
+        """``exports``: what there is; asked when a client wants to know."""
+        self._exports = exports
+        #: Nothing is told before.
+        self._awaits_tls = requires_tls
+        #: STARTTLS was acknowledged: nothing is wanted until :meth:`go_on`.
+        self.starts_tls = False
         self._output = bytearray()
         self._input = bytearray()
         self._wanted = _CLIENT_FLAGS.size
@@ -103,8 +115,11 @@ class Handshake:
 
     @property
     def wanted(self) -> int:
-        """The most bytes that :meth:`receive` may get next; 0 after the end."""
-        return self._wanted - len(self._input) if self.outcome is None else 0
+        """The most bytes that :meth:`receive` may get next; 0 after the end, and while a TLS
+        session begins."""
+        if self.outcome is not None or self.starts_tls:
+            return 0
+        return self._wanted - len(self._input)
 
     @property
     def output(self) -> bool:
@@ -138,6 +153,10 @@ class Handshake:
             self._input.clear()
             self._step(step)
 
+    def go_on(self) -> None:
+        """The TLS session is there."""
+        self.starts_tls = False
+
     # --- steps: each sets the next one ------------------------------------------------------
 
     def _client_flags(self, data: bytes) -> None:
@@ -162,6 +181,8 @@ class Handshake:
         elif not self._fixed and self._option != Option.EXPORT_NAME:
             # Plain newstyle knows no replies to options.
             self._end(f"option {self._option} without FIXED_NEWSTYLE")
+        elif self._awaits_tls and self._option == Option.EXPORT_NAME:
+            self._end("EXPORT_NAME before STARTTLS")
         elif length <= MAX_OPTION_DATA:
             self._want(length, self._option_data)
         elif self._option == Option.EXPORT_NAME:
@@ -180,7 +201,9 @@ class Handshake:
 
     def _option_data(self, data: bytes) -> None:
         serve = _SERVED.get(self._option)
-        if serve is None:
+        if self._awaits_tls and self._option not in (Option.STARTTLS, Option.ABORT):
+            self._refuse(Reply.ERR_TLS_REQD, "TLS is required: STARTTLS comes first")
+        elif serve is None:
             self._refuse(Reply.ERR_UNSUP, f"option {self._option} is not served")
         else:
             try:
@@ -204,36 +227,45 @@ class Handshake:
         except Malformed as error:
             self._end(str(error))
             return
-        export = self._export()
-        if not export.serves(name):
+        export = self._find(name)
+        if export is None:
             self._end(f"no export {name[:64]!r}")
             return
         self._output += _EXPORT_NAME_REPLY.pack(export.size, self._flags(export))
         if not self._no_zeroes:
             self._output += bytes(RESERVED_ZEROES)
-        self._agree(name)
+        self._agree(name, export)
 
     def _abort(self, _data: bytes) -> None:
         self._reply(Reply.ACK)
         self._end("")
 
+    def _starttls(self, data: bytes) -> None:
+        if not self._awaits_tls:
+            self._refuse(Reply.ERR_UNSUP, "no TLS here, or it has begun")
+            return
+        _expect_none(data)
+        self._reply(Reply.ACK)
+        self._awaits_tls = False
+        self.starts_tls = True
+
     def _list(self, data: bytes) -> None:
         _expect_none(data)
-        export = self._export()
-        name = export.name.encode()
-        self._reply(Reply.SERVER, _LENGTH.pack(len(name)) + name + export.description.encode())
+        for export in self._exports():
+            name = export.name.encode()
+            self._reply(Reply.SERVER, _LENGTH.pack(len(name)) + name + export.description.encode())
         self._reply(Reply.ACK)
 
     def _go(self, data: bytes) -> None:
-        name = self._tell(data)
-        if name is not None:
-            self._agree(name)
+        found = self._tell(data)
+        if found is not None:
+            self._agree(*found)
 
-    def _tell(self, data: bytes) -> str | None:
-        """Answers INFO and GO; the name asked for, None: there is no such export."""
+    def _tell(self, data: bytes) -> tuple[str, Export] | None:
+        """Answers INFO and GO; the name asked for and its export, None: there is no such."""
         request = parse_info_request(data)
-        export = self._export()
-        if not export.serves(request.name):
+        export = self._find(request.name)
+        if export is None:
             self._refuse_name(request.name)
             return None
         # Block sizes are told even where they were not asked for: requests are held to them.
@@ -248,7 +280,7 @@ class Handshake:
             _INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, MINIMUM_BLOCK, PREFERRED_BLOCK, MAXIMUM_BLOCK),
         )
         self._reply(Reply.ACK)
-        return request.name
+        return request.name, export
 
     def _structured_reply(self, data: bytes) -> None:
         _expect_none(data)
@@ -279,7 +311,7 @@ class Handshake:
         if not self._structured:
             raise Malformed("structured replies come first")
         query = parse_context_query(data)
-        if not self._export().serves(query.name):
+        if self._find(query.name) is None:
             self._refuse_name(query.name)
             return None
         return query
@@ -303,8 +335,12 @@ class Handshake:
     def _refuse_name(self, name: str) -> None:
         self._refuse(Reply.ERR_UNKNOWN, f"no export {name[:64]!r}")
 
-    def _agree(self, name: str) -> None:
-        self.outcome = Agreed(self._structured, self._structured and self._context_of == name)
+    def _find(self, name: str) -> Export | None:
+        return next((export for export in self._exports() if export.serves(name)), None)
+
+    def _agree(self, name: str, export: Export) -> None:
+        has_context = self._structured and self._context_of == name
+        self.outcome = Agreed(self._structured, has_context, export.name)
 
     def _end(self, reason: str) -> None:
         self.outcome = Ended(reason)
@@ -315,10 +351,11 @@ def _expect_none(data: bytes) -> None:
         raise Malformed("this option takes no data")
 
 
-#: All others are answered with ERR_UNSUP: STARTTLS and EXTENDED_HEADERS among them.
+#: All others are answered with ERR_UNSUP: EXTENDED_HEADERS among them.
 _SERVED: dict[int, Callable[[Handshake, bytes], object]] = {
     Option.EXPORT_NAME: Handshake._export_name,
     Option.ABORT: Handshake._abort,
+    Option.STARTTLS: Handshake._starttls,
     Option.LIST: Handshake._list,
     Option.INFO: Handshake._tell,
     Option.GO: Handshake._go,

@@ -10,6 +10,7 @@ has :data:`MAX_CONNECTIONS` clients, those in transmission too, and the process 
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import resource
@@ -17,13 +18,15 @@ import selectors
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TypeVar
 
-from vduse.exports.listen import UnixListener
+from vduse import _native
+from vduse.exports.listen import Listener
 from vduse.exports.nbd.export import Export
 from vduse.exports.nbd.handshake import Agreed, Ended, Handshake
 
@@ -40,6 +43,8 @@ MAX_NEGOTIATING = 64
 MAX_CONNECTIONS = 128
 #: Fds below RLIMIT_NOFILE that clients do not get.
 SPARE_FDS = 32
+#: Bytes of a TLS session taken at once.
+_TLS_READ = 16 << 10
 #: Seconds without accepting, where the process has no fd left for a connection.
 _PAUSE = 1.0
 
@@ -50,13 +55,18 @@ class Listening:
 
     #: For the log.
     name: str
-    listener: UnixListener
+    listener: Listener
     #: What there is, now.
-    export: Callable[[], Export]
-    #: A connection begins its transmission phase; takes the fd, also where it raises.
-    attach: Callable[[int, Agreed], None]
+    exports: Callable[[], Sequence[Export]]
+    #: A connection begins its transmission phase, with the TLS session that the handshake was made
+    #: in; takes the fd, also where it raises.
+    attach: Callable[[int, Agreed, _native.NbdTls | None], None]
     #: How many are in their transmission phase.
     connections: Callable[[], int]
+    #: Most clients.
+    most: int = MAX_CONNECTIONS
+    #: A TLS session, which clients have to begin; None: they cannot. OSError.
+    session: Callable[[], _native.NbdTls] | None = None
 
 
 class Negotiator:
@@ -106,6 +116,10 @@ class Negotiator:
                 self._drop(client, "")
 
         self._call(run)
+
+    def settle(self) -> None:
+        """Returns once what the thread is doing now is done."""
+        self._call(lambda: None)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Calls ``callback`` whenever ``fd`` is readable, until :meth:`unwatch`."""
@@ -230,8 +244,9 @@ class Negotiator:
 
     def _too_many(self, at: Listening, connection: socket.socket, negotiating: int) -> str | None:
         """Why there is no room for one more; None: there is."""
-        if negotiating + at.connections() >= MAX_CONNECTIONS:
-            return f"more than {MAX_CONNECTIONS} clients"
+        room = min(at.most, MAX_CONNECTIONS)
+        if negotiating + at.connections() >= room:
+            return f"more than {room} clients"
         # Fds are given from the lowest on, and transmission takes one more for each client.
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if (
@@ -256,7 +271,7 @@ class Negotiator:
                 self._selector.modify(client.socket, events, key.data)
         elif isinstance(outcome := client.shake.outcome, Agreed):
             self._forget(client)
-            client.at.attach(client.socket.detach(), outcome)
+            client.at.attach(client.socket.detach(), outcome, client.session)
         elif isinstance(outcome, Ended):
             self._drop(client, outcome.reason)
 
@@ -278,8 +293,12 @@ class _Client:
         self.at = at
         self.socket = connection
         self.deadline = deadline
-        self.shake = Handshake(at.export)
+        self.shake = Handshake(at.exports, requires_tls=at.session is not None)
+        #: Once the client has begun one.
+        self.session: _native.NbdTls | None = None
         self._unsent = b""
+        #: What came out of the session and was not looked at.
+        self._plain = b""
 
     def serve(self) -> int:
         """Reads or writes once; the events to wait for, 0: the handshake is over. A client that
@@ -292,13 +311,54 @@ class _Client:
             self._unsent = b""
             self.shake.receive(b"")
             return 0
-        if self._unsent or self.shake.output:
+        self._unsent = self._unsent or self._output()
+        if self._unsent:
             return selectors.EVENT_WRITE
-        return selectors.EVENT_READ if self.shake.outcome is None else 0
+        if self.shake.outcome is not None:
+            return 0
+        # What is there already has no event: room in the socket has one at once.
+        return selectors.EVENT_WRITE if self._plain else selectors.EVENT_READ
 
     def _serve(self) -> None:
-        self._unsent = self._unsent or self.shake.take_output()
+        self._unsent = self._unsent or self._output()
         if self._unsent:
             self._unsent = self._unsent[self.socket.send(self._unsent) :]
         elif self.shake.outcome is None:
-            self.shake.receive(self.socket.recv(self.shake.wanted))
+            if self.shake.starts_tls and self.session is None and self.at.session is not None:
+                self.session = self.at.session()
+            if self.session is None:
+                self.shake.receive(self.socket.recv(self.shake.wanted))
+            else:
+                self._receive_by(self.session)
+
+    def _output(self) -> bytes:
+        """What is to be sent, as it goes over the wire."""
+        output = self.shake.take_output()
+        if self.session is None:
+            return output
+        if output:
+            self.session.send(output)
+        return self.session.take_output()
+
+    def _receive_by(self, session: _native.NbdTls) -> None:
+        if not self._plain:
+            data = self.socket.recv(_TLS_READ)
+            if not data:
+                self.shake.receive(b"")
+                return
+            try:
+                self._plain = session.receive(data)
+            except OSError:
+                # An alert says so to the client, if it is there still.
+                with suppress(OSError):
+                    self.socket.send(session.take_output())
+                raise
+            if self.shake.starts_tls and not session.handshaking:
+                self.shake.go_on()
+        # A step at a time: replies leave before the next one is looked at.
+        step = self._plain[: self.shake.wanted]
+        if step:
+            self._plain = self._plain[len(step) :]
+            self.shake.receive(step)
+            if self._plain and isinstance(self.shake.outcome, Agreed):
+                raise OSError(errno.EPROTO, "requests before the answer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from vduse.exports.nbd.protocol import MAX_STRING
+from vduse.control.nbd import MAX_STRING
 
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import ExitStack
 from types import TracebackType
@@ -12,14 +11,8 @@ from urllib.parse import quote
 from vduse import _native
 from vduse.bus.disk import Disk
 from vduse.exports.listen import UnixListener
-from vduse.exports.nbd.export import Export, sendable, transmission_flags
-from vduse.exports.nbd.handshake import Agreed
-from vduse.exports.nbd.negotiator import Listening, Negotiator
-
-log = logging.getLogger(__name__)
-
-#: Seconds that :meth:`NbdServer.close` waits for the answers to requests.
-CLOSE_TIMEOUT = 20.0
+from vduse.exports.nbd.listener import NbdListener
+from vduse.exports.nbd.served import CLOSE_TIMEOUT, ServedDisk
 
 
 class NbdServer:
@@ -42,36 +35,34 @@ class NbdServer:
         description: str = "",
         pool: _native.Pool | None = None,
         first_worker: int = 0,
+        data_path: _native.BlkDataPath | None = None,
     ) -> None:
         """``name``: of the export, beside the empty one that NBD clients ask for by default;
         None: the disk's. ``mode``: of the socket's file; who may write it may connect.
-        ``pool`` and ``first_worker``: as of :class:`vduse._native.NbdExport`; None: a pool of
-        its own. ExportError: it cannot listen there."""
-        self._disk = disk
-        self._export_name = sendable(disk.name if name is None else name)
-        self._description = sendable(description)
-        self._log_name = f"nbd {disk.name}"
+        ``pool``, ``first_worker`` and ``data_path``: as of :class:`vduse._native.NbdExport`;
+        without a pool it has its own. ExportError: it cannot listen there."""
         self._pid = os.getpid()
         self._closed = False
         with ExitStack() as undo:
-            self._listener = UnixListener(path, mode)
-            undo.callback(self._listener.close)
+            listener = UnixListener(path, mode)
+            undo.callback(listener.close)
             self._own_pool = None
             if pool is None:
                 pool = self._own_pool = _native.Pool()
                 undo.callback(pool.close)
-            self._native = _native.NbdExport(disk.driver, pool, first_worker=first_worker)
+            self._served = ServedDisk(
+                disk,
+                disk.name if name is None else name,
+                pool=pool,
+                first_worker=first_worker,
+                data_path=data_path,
+                description=description,
+            )
             undo.pop_all()
-        self._negotiator = Negotiator.shared()
-        self._negotiator.watch(self._native.event_fd, self._log_events)
-        self._listening = Listening(
-            self._log_name,
-            self._listener,
-            self._export,
-            self._attach,
-            connections=lambda: self._native.connections,
-        )
-        self._negotiator.add(self._listening)
+        self.path = listener.path
+        self._listener = NbdListener(listener, name=f"nbd {disk.name}")
+        self._listener.add(self._served)
+        self._listener.accept()
 
     def __enter__(self) -> Self:
         return self
@@ -85,11 +76,6 @@ class NbdServer:
         self.close()
 
     @property
-    def path(self) -> str:
-        """Of the socket, as given."""
-        return self._listener.path
-
-    @property
     def uri(self) -> str:
         """For NBD clients on this host: ``nbd+unix:///?socket=...``."""
         return f"nbd+unix:///?socket={quote(os.fsencode(os.path.abspath(self.path)))}"
@@ -97,11 +83,11 @@ class NbdServer:
     @property
     def connections(self) -> int:
         """Those in their transmission phase now."""
-        return self._native.connections
+        return self._served.connections
 
     def stats(self) -> dict[str, int]:
         """See :meth:`vduse._native.NbdExport.stats`."""
-        return self._native.stats()
+        return self._served.stats()
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
         """Removes the socket, answers the requests taken, at most ``timeout`` seconds, and closes
@@ -109,25 +95,8 @@ class NbdServer:
         if self._closed or os.getpid() != self._pid:
             return True
         self._closed = True
-        self._negotiator.discard(self._listening)
         self._listener.close()
-        answered = self._native.close(timeout)
-        self._negotiator.unwatch(self._native.event_fd)
-        self._log_events()
+        answered = self._served.close(timeout)
         if self._own_pool is not None:
             self._own_pool.close()
         return answered
-
-    def _export(self) -> Export:
-        driver = self._disk.driver
-        flags = transmission_flags(driver)
-        return Export(self._export_name, driver.size, flags, self._description)
-
-    def _attach(self, fd: int, agreed: Agreed) -> None:
-        self._native.attach(
-            fd, structured=agreed.structured, base_allocation=agreed.base_allocation
-        )
-
-    def _log_events(self) -> None:
-        for line in self._native.events():
-            log.warning("%s: %s", self._log_name, line)

@@ -6,15 +6,17 @@ import logging
 import os
 import selectors
 import socket
+import stat
 from time import monotonic
 from typing import Protocol
 
-from vduse.exports.listen import UnixListener, socket_path
+from vduse.exports.errors import ExportError
+from vduse.exports.listen import Listener, UnixListener, socket_path
 
 log = logging.getLogger(__name__)
 
 #: What a selector takes.
-Selectable = socket.socket | UnixListener
+Selectable = socket.socket | Listener
 #: Seconds until the next try where no connection can be accepted.
 _ACCEPT_AGAIN = 1.0
 #: Seconds between two tries to connect: the first pause, doubled up to the longest.
@@ -41,14 +43,19 @@ class Listening:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        at: str | os.PathLike[str] | Listener,
         *,
         mode: int = 0o600,
         owner: int | None = None,
         group: int | None = None,
     ) -> None:
-        """As :class:`~vduse.exports.listen.UnixListener`. ExportError."""
-        self._listener = UnixListener(path, mode, owner=owner, group=group)
+        """``at``: a path, and the rest as of :class:`~vduse.exports.listen.UnixListener`; or a
+        socket that listens, which is taken over. ExportError."""
+        self._listener: Listener = (
+            UnixListener(at, mode, owner=owner, group=group)
+            if isinstance(at, str | os.PathLike)
+            else at
+        )
 
     @property
     def path(self) -> str:
@@ -76,8 +83,10 @@ class Connecting:
     """The front end listens; we connect as soon as it is there, and again when it has gone."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """ExportError: no socket can have that path."""
+        """ExportError: no socket can have that path, or something else is there."""
         self.path = socket_path(path)
+        if os.path.exists(self.path) and not stat.S_ISSOCK(os.stat(self.path).st_mode):
+            raise ExportError(f"{self.path} is no socket: name the one that the VMM listens at")
         self._pause = 0.0
         self._connected_at = -_LONGEST_PAUSE
         #: Errnos in the log since the last connection.

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from vduse.bus.driver import Driver, LogDriver
 from vduse.control import vhost_user as vu
@@ -33,15 +34,24 @@ class Log:
         """Whether the device marks what it writes."""
         return isinstance(self._driver, LogDriver) and bool(self._driver.can_log())
 
-    def set_base(self, message: Message) -> None:
-        """SET_LOG_BASE; takes its fd. ProtocolError: not such a file."""
+    @contextmanager
+    def new_base(self, message: Message) -> Iterator[None]:
+        """SET_LOG_BASE; takes its fd. ProtocolError: not such a file. What fails in the block
+        leaves the former base in its place."""
         size, offset = vu.unpack_log(message)
         there = os.fstat(message.fds[0]).st_size
         if not size or offset + size > there:
             raise ProtocolError(f"log of {size} bytes at {offset} of a file of {there}")
-        self._close_base()
-        self._base = (message.fds.pop(), offset, size)
-        self._base_is_new = True
+        former = self._base, self._base_is_new
+        self._base, self._base_is_new = (message.fds[0], offset, size), True
+        try:
+            yield
+        except BaseException:
+            self._base, self._base_is_new = former
+            raise
+        message.fds.clear()
+        if former[0] is not None:
+            os.close(former[0][0])
 
     def follow(self, rings: Sequence[Ring] | None, memory: Memory, *, packed: bool) -> None:
         """Has the driver mark what ``rings`` and their requests write; None: nothing. Without a
@@ -63,12 +73,9 @@ class Log:
 
     def close(self) -> None:
         """Forgets the base."""
-        self._close_base()
-        self._base = None
-
-    def _close_base(self) -> None:
         if self._base is not None:
             os.close(self._base[0])
+        self._base = None
 
 
 def _used(rings: Sequence[Ring], size: int, packed: bool) -> tuple[tuple[int, int], ...]:

@@ -63,7 +63,11 @@ class VhostUserServer:
         if isinstance(front_ends, str | os.PathLike):
             front_ends = Listening(front_ends)
         self._front_ends: FrontEnds = front_ends
-        self._stop, self._stopped = socket.socketpair()
+        try:
+            self._stop, self._stopped = socket.socketpair()
+        except OSError:
+            self._front_ends.close()
+            raise
         self._thread = threading.Thread(target=self._run, name=f"vduse-{name}", daemon=True)
         try:
             self._thread.start()

@@ -63,6 +63,7 @@ class Session:
     def __init__(self, driver: Driver, name: str) -> None:
         self._driver = driver
         self._name = name
+        self._logger = logging.LoggerAdapter(log, {"device": name})
         self._memory = Memory(driver)
         self._rings = [Ring(index, enabled=True) for index in range(driver.get_vqs_count())]
         #: As the front end wrote it, F_PROTOCOL_FEATURES and all.
@@ -94,7 +95,7 @@ class Session:
         except (ProtocolError, OSError) as error:
             if not message.need_reply or message.request in _WITH_REPLY:
                 raise
-            log.warning("%s: %s refused: %s", self._name, message.name, str(error))
+            self._logger.warning("%s: %s refused: %s", self._name, message.name, str(error))
             return Reply(vu.pack_u64(1))
         finally:
             for fd in message.fds:
@@ -117,7 +118,7 @@ class Session:
             os.write(self._backend_fd, vu.backend_request(vu.BackendRequest.CONFIG_CHANGE))
         except OSError as error:
             # It looks at the config space when it likes to; nothing else is lost.
-            log.warning("%s: not told of a config change: %s", self._name, str(error))
+            self._logger.warning("%s: not told of a config change: %s", self._name, str(error))
 
     def close(self) -> None:
         """The front end is gone: finishes what it asked for. The driver's close resets it."""
@@ -275,7 +276,7 @@ class Session:
         try:
             self._take_back(self._rings)
         except OSError as error:
-            log.warning("%s: not all requests were finished: %s", self._name, str(error))
+            self._logger.warning("%s: not all requests were finished: %s", self._name, str(error))
 
     def _take_back(self, rings: list[Ring]) -> None:
         """Stops rings; with the last one the device is reset."""
@@ -386,9 +387,9 @@ class Session:
     def _set_log_base(self, message: Message) -> Reply:
         if not self._protocol_features & ProtocolFeature.LOG_SHMFD:
             raise ProtocolError("LOG_SHMFD was not negotiated")
-        self._log.set_base(message)
-        if self._live:
-            self._follow_log()
+        with self._log.new_base(message):
+            if self._live:
+                self._follow_log()
         return Reply(vu.pack_u64(0))
 
     def _set_log_fd(self, message: Message) -> None:
