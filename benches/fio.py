@@ -23,31 +23,45 @@ class Load:
     client_ns: float
 
 
+@dataclass(frozen=True)
+class Done:
+    """What fio says of its run."""
+
+    iops: float
+    requests: int
+    #: Nanoseconds of fio's CPU a request.
+    client_ns: float
+
+
 def load(server: NbdChild, op: str, depth: int, seconds: float) -> Load:
-    """4 KiB requests all over the disk on one connection. RuntimeError for what failed."""
+    """As :func:`requests`, and what it costs the server."""
     before = server.cpu()
-    job = _run(
-        server, rw=op, bs=BLOCK_SIZE, iodepth=depth, time_based=1, runtime=f"{seconds * 1000:.0f}ms"
-    )
+    done = requests(server.uri, op, depth, seconds)
     cpu = server.cpu() - before
-    done = job["write" if op == "randwrite" else "read"]
-    requests = done["total_ios"]
-    busy = (job["usr_cpu"] + job["sys_cpu"]) / 100  # of the wall clock
     return Load(
-        done["iops"],
-        cpu.user * 1e9 / requests,
-        cpu.system * 1e9 / requests,
-        busy * 1e9 / done["iops"],
+        done.iops,
+        cpu.user * 1e9 / done.requests,
+        cpu.system * 1e9 / done.requests,
+        done.client_ns,
     )
+
+
+def requests(uri: str, op: str, depth: int, seconds: float) -> Done:
+    """4 KiB requests all over the disk on one connection. RuntimeError for what failed."""
+    runtime = f"{seconds * 1000:.0f}ms"
+    job = _run(uri, rw=op, bs=BLOCK_SIZE, iodepth=depth, time_based=1, runtime=runtime)
+    done = job["write" if op == "randwrite" else "read"]
+    busy = (job["usr_cpu"] + job["sys_cpu"]) / 100  # of the wall clock
+    return Done(done["iops"], done["total_ios"], busy * 1e9 / done["iops"])
 
 
 def fill(server: NbdChild) -> None:
     """Writes the whole disk: reads find data, nobody allocates while the clock runs."""
-    _run(server, rw="write", bs="1m", iodepth=8)
+    _run(server.uri, rw="write", bs="1m", iodepth=8)
 
 
-def _run(server: NbdChild, **options: object) -> dict[str, object]:
-    everywhere = {"name": "load", "ioengine": "nbd", "uri": server.uri, "output-format": "json"}
+def _run(uri: str, **options: object) -> dict[str, object]:
+    everywhere = {"name": "load", "ioengine": "nbd", "uri": uri, "output-format": "json"}
     words = [f"--{name}={value}" for name, value in {**everywhere, **options}.items()]
     done = subprocess.run(["fio", "--thread", *words], capture_output=True, text=True)
     if done.returncode:

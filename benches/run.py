@@ -4,6 +4,9 @@ make bench ARGS="--json figures.json"
 make bench ARGS="copies idle"
 make bench ARGS="nbd python" # with fio, nbdkit and qemu-nbd: make system-deps
 make bench ARGS="vhost-user" # beside qemu-storage-daemon
+make bench ARGS="run" # what `vduse run` costs qemu-storage-daemon
+make bench ARGS="storage-daemon" # beside qemu-storage-daemon; storage-daemon/qcow2: one driver
+make bench ARGS="churn" # what exports that come and go do to others of the storage daemon
 make bench ARGS="kernel" # in the test bed, beside qemu-storage-daemon: six minutes
 """
 
@@ -16,6 +19,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.box import MARKDOWN, SIMPLE
@@ -24,14 +28,18 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import churn
 import copies
 import idle
 import kernel
 import nbd
 import per_request
 import python_backends
+import qemu_run_tables
+import storage_daemon_tables
 import throttle
 import vhost_user_tables
+from storage_nodes import NODES
 
 Step = Callable[[str], None]
 Figures = list[dict[str, object]]
@@ -102,6 +110,27 @@ def _idle(quick: bool, step: Step) -> tuple[Table, Figures]:
     table.add_row("threads", str(row.threads))
     table.add_row(f"CPU over {seconds:.0f} s", f"{row.cpu:.2%}")
     return table, [asdict(row)]
+
+
+def _churn(quick: bool, step: Step) -> tuple[Table, Figures]:
+    table = Table(
+        title=f"{churn.LOADS} exports under load, while {churn.EXPORTS} others come and go",
+        caption=f"ms; a disk takes {churn.LATENCY_NS / 1e6:g} ms for a request; the worst of all",
+        caption_justify="left",
+        box=SIMPLE,
+        title_justify="left",
+    )
+    for name in ("round", "requests", "p50", "p99", "p99.9", "longest", "with churn"):
+        table.add_column(name, justify="right")
+    rows = list(churn.measure(40 if quick else churn.EXPORTS, 1 if quick else 5, step))
+    for row in rows:
+        table.add_row(
+            str(row.round),
+            f"{row.requests:,}",
+            *(f"{ns / 1e6:,.2f}" for ns in (row.p50_ns, row.p99_ns, row.p999_ns, row.longest_ns)),
+            "yes" if row.has_churn else "no",
+        )
+    return table, [asdict(row) for row in rows]
 
 
 def _nbd(quick: bool, step: Step) -> tuple[Table, Figures]:
@@ -216,9 +245,16 @@ FIGURES: dict[str, Callable[[bool, Step], tuple[Table | list[Table], object]]] =
     "idle": _idle,
     "nbd": _nbd,
     "throttle": _throttle,
+    "churn": _churn,
     "python": _python,
     "kernel": _kernel,
     "vhost-user": vhost_user_tables.measure,
+    "run": qemu_run_tables.measure,
+    "storage-daemon": partial(storage_daemon_tables.measure, NODES),
+}
+#: Of one driver each.
+PARTS = {
+    f"storage-daemon/{driver}": partial(storage_daemon_tables.measure, [driver]) for driver in NODES
 }
 
 
@@ -241,19 +277,20 @@ def machine() -> dict[str, object]:
 
 def main() -> None:
     """Runs what was asked for."""
+    known = FIGURES | PARTS
     parser = argparse.ArgumentParser(description=__doc__, usage="run.py [options] [FIGURE...]")
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(known))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--markdown", action="store_true", help="tables to paste into a page")
     parser.add_argument("--quick", action="store_true", help="seconds, and rough")
     args = parser.parse_args()
-    if unknown := set(args.figures) - set(FIGURES):
+    if unknown := set(args.figures) - set(known):
         parser.error(f"unknown figures: {', '.join(sorted(unknown))}")
     console = Console(width=_WIDE) if args.markdown else Console()
     found: dict[str, object] = {"machine": machine()}
     for name in args.figures or FIGURES:
         with console.status(name) as status:
-            tables, found[name] = FIGURES[name](args.quick, status.update)
+            tables, found[name] = known[name](args.quick, status.update)
         for table in tables if isinstance(tables, list) else [tables]:
             if args.markdown:
                 table.box = MARKDOWN

@@ -44,8 +44,13 @@ class VhostUserChild:
 
     def cpu(self) -> float:
         """Seconds of CPU used until now, of all threads, those that have ended too."""
-        # clock_getcpuclockid(3): the number of another process's clock is made of its pid.
-        return time.clock_gettime((~self.pid << 3) | 2)
+        return cpu_of(self.pid)
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of CPU that a process has used until now."""
+    # clock_getcpuclockid(3): the number of another process's clock is made of its pid.
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 Server = AbstractContextManager[VhostUserChild]
@@ -96,7 +101,7 @@ def ours(
         path = os.path.join(folder, "vhost-user.sock")
         command = [sys.executable, "-m", "vduse.daemon", "blk", "--json", "--vhost-user", path]
         command += ["--queues", f"{queues}", *disk.ours]
-        with _child(command, stdout=subprocess.PIPE, env=env) as process:
+        with child(command, stdout=subprocess.PIPE, env=env) as process:
             assert process.stdout is not None
             # Its first fact is where it can be reached.
             if not process.stdout.readline():
@@ -118,8 +123,8 @@ def qemu(disk: Disk, queues: int = 1) -> Iterator[VhostUserChild]:
                 f"addr.type=fd,addr.str={fd}"
             )
             arguments = ["--blockdev", f"{disk.qemu},node-name=disk", "--export", export]
-            command = [*_qemu().command("qemu-storage-daemon"), *arguments]
-            with _child(command, pass_fds=[fd]) as process:
+            command = [*qemu_daemon(), *arguments]
+            with child(command, pass_fds=[fd]) as process:
                 listener.close()
                 yield VhostUserChild(path, process)
 
@@ -134,20 +139,26 @@ def _qemu() -> Qemu:
         return Qemu(Path("/"))
 
 
+def qemu_daemon() -> list[str]:
+    """How QEMU's storage daemon is started, the newest at hand."""
+    return _qemu().command("qemu-storage-daemon")
+
+
 def qemu_version() -> str:
     """What is measured beside us, as in ``QEMU 10.0.2``."""
-    command = [*_qemu().command("qemu-storage-daemon"), "--version"]
+    command = [*qemu_daemon(), "--version"]
     words = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return f"QEMU {words[words.index('version') + 1]}"
 
 
 @contextmanager
-def _child(
+def child(
     command: Sequence[str],
     stdout: int | None = None,
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
+    """A program that is ended after the block; ``env`` is added to its environment."""
     process = subprocess.Popen(
         command, stdout=stdout, pass_fds=pass_fds, env={**os.environ, **(env or {})}, text=True
     )
