@@ -30,6 +30,8 @@ settings.load_profile("ci" if IN_CI else "dev")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Sends tests for other kernels to guests, unless this is one."""
+    # nohup(1) ignores it, and so would every program that a test starts and hangs up on.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if not config.pluginmanager.has_plugin("tests.kernel.reports"):
         config.pluginmanager.register(KernelTests(), "kernel-tests")
 
@@ -54,10 +56,6 @@ def _process_state() -> dict[str, object]:
         "the working directory": os.getcwd(),
         **{f"signal {number}": signal.getsignal(number) for number in _SIGNALS},
     }
-
-
-#: SIGALRM is pytest-timeout's, which lets go of it where a test fails.
-_SIGNALS = signal.valid_signals() - {signal.SIGALRM}
 
 
 @pytest.fixture(autouse=True)

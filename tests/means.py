@@ -63,12 +63,14 @@ _PROGRAMS = (
     *("mke2fs", "e2fsck", "debugfs", "losetup", "mount", "umount", "fstrim"),
     *("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon", "qemu-system-x86_64"),
     *("modprobe", "vdpa", "busybox", "linux.uml", "cc"),
-    *("udevadm", "systemctl", "bwrap", "fuse2fs"),
-    *("fio", "nbdkit", "nbdcopy", "nbdinfo", "nbdfuse"),
+    *("udevadm", "systemctl", "systemd-socket-activate", "bwrap", "fuse2fs"),
+    *("fio", "nbdkit", "nbdcopy", "nbdinfo", "nbdfuse", "openssl", "mandoc"),
+    *("ceph-mon", "ceph-osd", "rbd"),
 )
 
 MEANS: dict[str, Means] = {
     **{name: _program(name) for name in _PROGRAMS},
+    "system-python": Means(lambda: os.path.exists(SYSTEM_PYTHON), SYSTEM_DEPS),
     "libnbd": Means(lambda: os.path.exists(SYSTEM_PYTHON) and _libnbd(), SYSTEM_DEPS),
     "nbdkit-python": Means(_nbdkit_python, SYSTEM_DEPS),
     "loop": Means(_loop, "root, with /dev/loop-control and /dev/fuse"),

@@ -1,15 +1,9 @@
-"""The same programs in processes of their own: calls go over a socket, as pickles and fds.
-
-Processes are forked from one that has imported everything and has no threads, the *nursery*. A
-call is ``(object, method, *arguments)``, its answer the result or the exception. Connections are
-served by a thread each, so that one may wait for messages while another makes ioctls.
-"""
+"""Device programs in processes of their own, from a nursery (nursery.py)."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import pickle
 import select
 import signal
 import socket
@@ -17,16 +11,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
-from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
-from tests.contract.embedded_program import EmbeddedProgram
-from tests.contract.kernel_program import KernelProgram
-from tests.contract.local_program import LocalMemory, LocalNode
-from tests.contract.vhost_opener import VhostOpener
+from tests.contract.nursery import COMMAND, ROOT, TREE, Fd, Kept, receive, send
 from vduse import _native
 from vduse.channel.base import Channel, ControlPort
 from vduse.control.abi import (
@@ -39,154 +27,53 @@ from vduse.control.abi import (
     VqInfo,
 )
 
-_MAX_PACKET = 1 << 17
 _NOBODY = 65534
-_ROOT = 0
-_TREE = Path(__file__).parents[2]
 
 
-@dataclass(frozen=True)
-class Fd:
-    """An fd in a call or an answer; on the way, its place among the packet's fds."""
+class Nursery:
+    """Where children come from. One order at a time, from any thread."""
 
-    number: int
+    def __init__(self, start: Callable[[socket.socket], None]) -> None:
+        """``start`` starts a process that runs :data:`~tests.contract.nursery.COMMAND` in
+        :data:`~tests.contract.nursery.TREE`, with this socket as its standard input. It ends when
+        this object is closed."""
+        self._ordering = threading.Lock()
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            start(theirs)
 
+    def fork(self, kind: str, argument: Any, user: int) -> tuple[int, socket.socket]:
+        """A child: its process number, and the socket of its calls."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, self._ordering:
+            send(self._orders, (kind, argument, user, Fd(theirs.fileno())))
+            answer = receive(self._orders)
+        assert answer is not None, "the nursery is dead"
+        (pid,), _ = answer
+        return pid, ours
 
-@dataclass(frozen=True)
-class _Kept:
-    """A result that stays in the child, by number."""
-
-    number: int
-
-
-#: Methods that keep the fds they get.
-_TAKES_OVER = {"open_with"}
-#: Results that are or contain fds.
-_FD_RESULTS: dict[str, Callable[[Any], Any]] = {
-    "channel.iotlb_get_fd": lambda result: (result[0], Fd(result[1])),
-    "channel.vq_get_callfd": Fd,
-    "channel.vq_get_kickfd": lambda result: result if result is None else Fd(result),
-    "channel.get_inflight_fd": Fd,
-}
-
-
-def _send(sock: socket.socket, values: tuple[Any, ...]) -> list[int]:
-    """Sends; the fds that went along."""
-    fds = [value.number for value in values if isinstance(value, Fd)]
-    places = iter(range(len(fds)))
-    values = tuple(Fd(next(places)) if isinstance(value, Fd) else value for value in values)
-    socket.send_fds(sock, [pickle.dumps(values)], fds)
-    return fds
-
-
-def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]] | None:
-    """The values, fds as their numbers, and the fds; None: the other end is gone."""
-    data, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 4, socket.MSG_CMSG_CLOEXEC)
-    if not data:
-        return None
-    values: tuple[Any, ...] = pickle.loads(data)
-    placed = (fds[value.number] if isinstance(value, Fd) else value for value in values)
-    return tuple(placed), fds
-
-
-# --- in the child --------------------------------------------------------------------------
-
-
-class _Server:
-    def __init__(self, root: object) -> None:
-        self._kept: dict[int, Any] = {_ROOT: root}
-
-    def serve(self, sock: socket.socket) -> None:
-        """Until the other end is gone."""
-        with sock:
-            while (call := _receive(sock)) is not None:
-                (target, method, *arguments), fds = call
-                if method == "connect":
-                    self._connect(arguments[0])
-                    _send(sock, (True, None))
-                    continue
-                self._answer(sock, target, method, arguments)
-                if method not in _TAKES_OVER:
-                    for fd in fds:
-                        os.close(fd)
-
-    def _connect(self, fd: int) -> None:
-        threading.Thread(target=self.serve, args=(socket.socket(fileno=fd),), daemon=True).start()
-
-    def _answer(self, sock: socket.socket, target: int, method: str, arguments: list[Any]) -> None:
-        try:
-            result = attrgetter(method)(self._kept[target])(*arguments)
-        except Exception as error:
-            _send(sock, (False, error))
-            return
-        if isinstance(result, LocalNode | LocalMemory):
-            number = len(self._kept)
-            self._kept[number] = result
-            result = _Kept(number)
-        result = _FD_RESULTS.get(method, lambda plain: plain)(result)
-        parts = result if isinstance(result, tuple) else (result,)
-        for fd in _send(sock, (True, *parts)):
-            os.close(fd)
-
-
-def _become(user: int) -> None:
-    if user and os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
-
-
-#: What a child may be.
-_KINDS: dict[str, Callable[[Any], object]] = {
-    "embedded": EmbeddedProgram,
-    "kernel": lambda _: KernelProgram(),
-    "vhost": lambda _: VhostOpener(),
-}
-
-
-def nursery(fd: int) -> None:
-    """Forks a child for each order that comes over socket ``fd``: what it is, a user id, the
-    socket of its calls, and the control socket of an embedded program. Answers with the process
-    number."""
-    orders = socket.socket(fileno=fd)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while (order := _receive(orders)) is not None:
-        (kind, user, calls, control), fds = order
-        pid = os.fork()
-        if pid == 0:
-            orders.close()
-            _become(user)
-            _Server(_KINDS[kind](control)).serve(socket.socket(fileno=calls))
-            os._exit(0)
-        for fd in fds:
-            os.close(fd)
-        _send(orders, (pid,))
-
-
-# --- in the test ---------------------------------------------------------------------------
-
-#: One order at a time, from any thread.
-_ORDERING = threading.Lock()
+    def close(self) -> None:
+        """No more children; those that are there live on."""
+        self._orders.close()
 
 
 @cache
-def _orders() -> socket.socket:
-    """The nursery's socket; it ends with this process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"import {__name__} as m; m.nursery({theirs.fileno()})"],
-            pass_fds=[theirs.fileno()],
-            cwd=_TREE,
-        )
+def _nursery() -> Nursery:
+    """Of programs that nobody watches; it ends with this process."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(orders: socket.socket) -> None:
+        command = [sys.executable, "-c", COMMAND]
+        processes.append(subprocess.Popen(command, stdin=orders, cwd=TREE))
+
+    nursery = Nursery(start)
 
     def end() -> None:
-        ours.close()
-        process.wait()
+        nursery.close()
+        processes[0].wait()
 
     atexit.register(end)
-    return ours
+    return nursery
 
 
 class _Connection:
@@ -199,8 +86,8 @@ class _Connection:
     def call(self, target: int, method: str, *arguments: Any) -> Any:
         with self._lock:
             try:
-                _send(self._sock, (target, method, *arguments))
-                answer = _receive(self._sock)
+                send(self._sock, (target, method, *arguments))
+                answer = receive(self._sock)
             except ConnectionError:
                 answer = None
         if answer is None:
@@ -217,23 +104,19 @@ class _Connection:
 class Child:
     """A process that serves calls on an object of its own."""
 
-    def __init__(self, kind: str, *, control: int | None = None, user: int = 0) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            port = None if control is None else Fd(control)
-            with _ORDERING:
-                _send(_orders(), (kind, user, Fd(theirs.fileno()), port))
-                answer = _receive(_orders())
-        assert answer is not None, "the nursery is dead"
-        (self.pid,), _ = answer
+    def __init__(
+        self, kind: str, argument: Any = None, *, user: int = 0, nursery: Nursery | None = None
+    ) -> None:
+        """``kind`` and ``argument``: what it is, and what that is made of; see nursery.py."""
+        self.pid, calls = (nursery or _nursery()).fork(kind, argument, user)
         self._process = os.pidfd_open(self.pid)
-        self.calls = _Connection(ours)
+        self.calls = _Connection(calls)
         #: It was ended.
         self.ended = False
 
     def call(self, method: str, *arguments: Any) -> Any:
         """A method of that object."""
-        return self.calls.call(_ROOT, method, *arguments)
+        return self.calls.call(ROOT, method, *arguments)
 
     def signal(self, number: int) -> None:
         """As kill(2)."""
@@ -422,19 +305,24 @@ class _ChildControl:
         self._call("close")
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        return self._calls.call(_ROOT, f"control.{method}", *arguments)
+        return self._calls.call(ROOT, f"control.{method}", *arguments)
 
 
 class ChildProgram:
     """Implements :class:`tests.contract.ports.Program`."""
 
-    def __init__(self, control: int | None, *, unprivileged: bool = False) -> None:
-        """On a control socket, which it takes over, or on /dev/vduse (None)."""
-        kind = "kernel" if control is None else "embedded"
+    def __init__(
+        self,
+        kind: str,
+        argument: Any = None,
+        *,
+        unprivileged: bool = False,
+        nursery: Nursery | None = None,
+    ) -> None:
+        """As of :class:`Child`."""
+        user = _NOBODY if unprivileged else 0
         #: The process.
-        self.child = Child(kind, control=control, user=_NOBODY if unprivileged else 0)
-        if control is not None:
-            os.close(control)
+        self.child = Child(kind, argument, user=user, nursery=nursery)
         self._calls = self.child.calls
         self._control = _ChildControl(self._calls)
         self._nodes: list[tuple[str, ChildNode]] = []
@@ -455,7 +343,7 @@ class ChildProgram:
     def open(self, name: str) -> ChildNode:
         stop = os.eventfd(0, os.EFD_CLOEXEC)
         try:
-            kept: _Kept = self.child.call("open_with", name, Fd(stop))
+            kept: Kept = self.child.call("open_with", name, Fd(stop))
         except BaseException:
             os.close(stop)
             raise
@@ -470,7 +358,7 @@ class ChildProgram:
         return bytes(self.child.call("control_ioctl", nr, payload))
 
     def memory(self, size: int) -> ChildMemory:
-        kept: _Kept = self.child.call("memory", size)
+        kept: Kept = self.child.call("memory", size)
         return ChildMemory(self._calls, kept.number)
 
     def limit_locked_memory(self, size: int) -> None:

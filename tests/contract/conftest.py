@@ -8,7 +8,7 @@ that a test shows.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -18,8 +18,9 @@ from tests.contract.device_ring import finish_all
 from tests.contract.devices import BOUNCE, RawDevice
 from tests.contract.embedded import EmbeddedPlatform
 from tests.contract.kernel import KernelPlatform
-from tests.contract.page import difference_rows
+from tests.contract.page import difference_rows, linux_rows_under_run
 from tests.contract.ports import Disk, Platform, Program, Where
+from tests.contract.run import RunPlatform
 from vduse.bus.driver import Driver
 
 
@@ -32,6 +33,9 @@ class Implementation:
     #: Where device programs run.
     where: Where
     make: Callable[[], Platform]
+    #: Intended differences from Linux that it does not have. A test of no other rows does not run
+    #: there: the one reason for which a test is left out.
+    as_linux: Sequence[str] = ()
     #: It is Linux itself, and runs in a guest with that kernel.
     linux: bool = False
 
@@ -42,7 +46,7 @@ class Implementation:
         return (
             (profile is None or self.profile in profile.args)
             and (where is None or self.where in where.args)
-            and not (self.linux and shows_differences_only(test))
+            and not set(marked_rows(test)) <= set(self.as_linux)
         )
 
     def parameter(self) -> ParameterSet:
@@ -51,15 +55,32 @@ class Implementation:
         return pytest.param(self.make, id=self.name, marks=marks)
 
 
-def shows_differences_only(test: pytest.Function) -> bool:
-    """Whether all rows of a test are intended differences from Linux: the one reason for which
-    a test does not run there."""
-    return set(marked_rows(test)) <= set(difference_rows())
-
-
 def marked_rows(test: pytest.Function) -> list[str]:
     """The rows that a test shows."""
     return [row for mark in test.iter_markers("row") for row in mark.args]
+
+
+def run_implementation(profile: str) -> Implementation:
+    """`vduse run`."""
+    return Implementation(
+        f"run-{profile}",
+        profile,
+        "child",
+        lambda: RunPlatform(profile),
+        as_linux=linux_rows_under_run(),
+    )
+
+
+def kernel_implementation(profile: str) -> Implementation:
+    """That kernel itself."""
+    return Implementation(
+        f"kernel-{profile}",
+        profile,
+        "child",
+        lambda: KernelPlatform(profile),
+        as_linux=difference_rows(),
+        linux=True,
+    )
 
 
 IMPLEMENTATIONS = [
@@ -69,8 +90,10 @@ IMPLEMENTATIONS = [
     ),
     Implementation("embedded-7.2", "7.2", "process", lambda: EmbeddedPlatform("7.2", "process")),
     Implementation("embedded-7.2-child", "7.2", "child", lambda: EmbeddedPlatform("7.2", "child")),
-    Implementation("kernel-6.12", "6.12", "child", lambda: KernelPlatform("6.12"), linux=True),
-    Implementation("kernel-7.2", "7.2", "child", lambda: KernelPlatform("7.2"), linux=True),
+    run_implementation("6.12"),
+    run_implementation("7.2"),
+    kernel_implementation("6.12"),
+    kernel_implementation("7.2"),
 ]
 
 

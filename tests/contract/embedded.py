@@ -14,6 +14,7 @@ import pytest
 from tests.contract.child_program import ChildProgram
 from tests.contract.devices import DEADLINE, background
 from tests.contract.embedded_program import EmbeddedProgram
+from tests.contract.nursery import Fd
 from tests.contract.ports import BlockProgram, Disk, Program, Where
 from vduse.bus.driver import Driver
 from vduse.framework import Framework
@@ -68,6 +69,7 @@ class EmbeddedPlatform:
 
     short_timeout = 0.05
     refuses_responses = False
+    hears_every_ioctl = True
 
     def __init__(self, profile: str, where: Where) -> None:
         self.profile = profile
@@ -77,11 +79,12 @@ class EmbeddedPlatform:
         self._blocks: list[BlockProgram] = []
 
     def program(self) -> Program:
-        make = ChildProgram if self.where == "child" else EmbeddedProgram
-        return self._add(make(self._framework.control()))
+        if self.where == "child":
+            return self._add(self._child_program())
+        return self._add(EmbeddedProgram(self._framework.control()))
 
     def unprivileged_program(self) -> Program:
-        return self._add(ChildProgram(self._framework.control(), unprivileged=True))
+        return self._add(self._child_program(unprivileged=True))
 
     def block_program(
         self,
@@ -158,6 +161,13 @@ class EmbeddedPlatform:
             program.end()
         for block in self._blocks:
             block.close()
+
+    def _child_program(self, *, unprivileged: bool = False) -> ChildProgram:
+        control = self._framework.control()
+        try:
+            return ChildProgram("embedded", Fd(control), unprivileged=unprivileged)
+        finally:
+            os.close(control)
 
     def _add(self, program: Program) -> Program:
         self._programs.append(program)

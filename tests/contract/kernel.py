@@ -6,21 +6,22 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.contract.child_block import ChildBlock
 from tests.contract.child_driver import ChildDriver
 from tests.contract.child_program import Child, ChildProgram
 from tests.contract.device_ring import finish_all
 from tests.contract.devices import DEADLINE, RawDevice, background
 from tests.contract.kernel_disk import KernelDisk
-from tests.contract.kernel_program import KernelProgram
+from tests.contract.kernel_program import BlockSpec, KernelProgram
 from tests.contract.ports import BlockProgram, Disk, Program, Where
-from tests.kernel.guest.bed import eventually, load_modules
+from tests.kernel.guest.bed import load_modules
+from tests.waiting import eventually
 from vduse.bus.driver import Driver
 from vduse.channel.base import Channel
 from vduse.vdpa.drivers import BusDriver, VdpaBus
@@ -31,30 +32,6 @@ _CLASS = Path("/sys/class/vduse")
 _AUTOPROBE = Path("/sys/bus/vdpa/drivers_autoprobe")
 _HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 _NOBODY = 65534
-
-
-class _Block:
-    """Implements :class:`tests.contract.ports.BlockProgram`."""
-
-    def __init__(self, name: str, backend: str, queues: int, queue_size: int, packed: bool) -> None:
-        self._child = Child("kernel")
-        self._child.call("serve_block", name, backend, queues, queue_size, packed)
-
-    def pause(self) -> None:
-        self._child.signal(signal.SIGSTOP)
-        state = Path(f"/proc/{self._child.pid}/stat")
-        eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "a stop")
-
-    def resume(self) -> None:
-        self._child.signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        self._child.end()
-
-    def close(self) -> None:
-        if not self._child.ended:
-            self._child.call("end_block")
-            self._child.end()
 
 
 @functools.cache
@@ -70,24 +47,25 @@ class KernelPlatform:
     where: Where = "child"
     short_timeout = 1.0
     refuses_responses = True
+    hears_every_ioctl = True
 
     def __init__(self, profile: str) -> None:
         self.profile = profile
         self._bus = VdpaBus()
         self._programs: list[ChildProgram] = []
-        self._blocks: list[_Block] = []
+        self._blocks: list[ChildBlock] = []
         self._drivers: list[ChildDriver] = []
         self._disks: dict[str, KernelDisk] = {}
         _prepare()
         _AUTOPROBE.write_text("0")
 
     def program(self) -> Program:
-        return self._add(ChildProgram(None))
+        return self._add(ChildProgram("kernel"))
 
     def unprivileged_program(self) -> Program:
         for node in _NODES.iterdir():
             os.chown(node, _NOBODY, _NOBODY)
-        return self._add(ChildProgram(None, unprivileged=True))
+        return self._add(ChildProgram("kernel", unprivileged=True))
 
     def block_program(
         self,
@@ -98,7 +76,8 @@ class KernelPlatform:
         queue_size: int = 128,
         packed: bool = False,
     ) -> BlockProgram:
-        self._blocks.append(_Block(name, backend, queues, queue_size, packed))
+        spec = BlockSpec(name, backend, queues, queue_size, packed)
+        self._blocks.append(ChildBlock(Child("kernel"), spec))
         return self._blocks[-1]
 
     def control_mode(self) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
 
 from tests.contract.local_program import PAGE, LocalNode, LocalProgram
+from vduse.channel.base import Channel
 from vduse.channel.kernel import KernelControl
 from vduse.devices.local import local_blk
 
@@ -42,33 +45,46 @@ class _Control(KernelControl):
         return _ioctl(self._node(), nr, payload)
 
 
+@dataclass(frozen=True)
+class BlockSpec:
+    """As :meth:`tests.contract.ports.Platform.block_program` takes it."""
+
+    name: str
+    backend: str
+    queues: int
+    queue_size: int
+    packed: bool
+
+
 class KernelProgram(LocalProgram):
     """It can be a real block device too."""
 
-    def __init__(self) -> None:
-        """OSError: no module, no permission."""
-        super().__init__(_Control(), KernelNode)
+    def __init__(
+        self, *, records: str | None = None, node: Callable[[Channel, int], LocalNode] = KernelNode
+    ) -> None:
+        """``records``: as of :class:`vduse.channel.kernel.KernelControl`. OSError: no module, no
+        permission."""
+        super().__init__(_Control(records=records), node)
         self._block = ExitStack()
 
-    def serve_block(
-        self, name: str, backend: str, queues: int, queue_size: int, packed: bool
-    ) -> None:
-        """As :meth:`tests.contract.ports.Platform.block_program`."""
-        size = 64 << 20 if backend == "memory" else None
-        device = local_blk(
-            self.control,
-            name,
-            backend,
-            size=size,
-            queues=queues,
-            queue_size=queue_size,
-            packed=packed,
-        )
-        self._block.enter_context(device)
+    def serve_block(self, spec: BlockSpec) -> None:
+        """Once."""
+        self._block.enter_context(self._block_device(spec))
 
     def end_block(self) -> None:
         """In order: it drains."""
         self._block.close()
+
+    def _block_device(self, spec: BlockSpec) -> AbstractContextManager[object]:
+        return local_blk(
+            self.control,
+            spec.name,
+            spec.backend,
+            size=64 << 20 if spec.backend == "memory" else None,
+            queues=spec.queues,
+            queue_size=spec.queue_size,
+            packed=spec.packed,
+        )
 
 
 def _ioctl(fd: int, nr: int, payload: bytes) -> bytes:

@@ -127,6 +127,10 @@ class Platform(Protocol):
     def refuses_responses(self) -> bool:
         """A bad answer is an errno for its writer, as write(2) says."""
 
+    @property
+    def hears_every_ioctl(self) -> bool:
+        """Also those on its nodes that are not VDUSE's, by their type."""
+
     def program(self) -> Program: ...
     def unprivileged_program(self) -> Program:
         """Of a user without capabilities; always a process of its own."""

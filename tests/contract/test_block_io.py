@@ -430,8 +430,8 @@ def test_a_program_that_answers_too_late_has_a_broken_device(
     with refused(errno.EIO):
         driver.set_status(0)
     driver.close()
-    platform.dev_del("vd0")
     block.close()
+    platform.dev_del("vd0")
     platform.program().control.destroy_dev("vd0")
     platform.block_program("vd0", image, packed=packed)
     platform.dev_add("vd0", "vhost_vdpa")

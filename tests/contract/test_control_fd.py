@@ -26,10 +26,16 @@ def use_v1(program: Program) -> DevConfig:
 
 
 @pytest.mark.row("control.unknown")
-@pytest.mark.parametrize("nr", [0, 0x8104, int(Ioctl.VQ_SETUP)])
+@pytest.mark.parametrize("nr", [0x8104, int(Ioctl.VQ_SETUP)])
 def test_unknown_command_is_einval(program: Program, nr: int) -> None:
     with refused(errno.EINVAL):
         program.control_ioctl(nr, b"")
+
+
+@pytest.mark.row("control.unknown", "difference.foreign-ioctl")
+def test_command_of_another_type_is_einval(platform: Platform, program: Program) -> None:
+    with refused(errno.EINVAL if platform.hears_every_ioctl else errno.ENOTTY):
+        program.control_ioctl(0, b"")
 
 
 # --- API version ---------------------------------------------------------------------------

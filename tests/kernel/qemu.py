@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tests.means import find_program
 _DEVICE = "vhost-vdpa-device-pci"
 #: Debian's packages of the two programs that are used here.
 _PACKAGES = ("qemu-system-x86", "qemu-utils")
+#: Its drivers for remote storage.
+_BLOCK_DRIVERS = "qemu-block-extra"
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,17 @@ class Qemu:
 
     root: Path
 
+    @property
+    def libraries(self) -> Path:
+        """Its own, and below them its modules."""
+        return self.root / "usr/lib/x86_64-linux-gnu"
+
     def command(self, program: str) -> list[str]:
         """How to start ``qemu-system-x86_64`` or ``qemu-storage-daemon``."""
-        libraries = self.root / "usr/lib/x86_64-linux-gnu"
-        modules = f"QEMU_MODULE_DIR={libraries / 'qemu'}"
+        modules = f"QEMU_MODULE_DIR={self.libraries / 'qemu'}"
         words = [
             "env",
-            f"LD_LIBRARY_PATH={libraries}",
+            f"LD_LIBRARY_PATH={self.libraries}",
             modules,
             str(self.root / "usr/bin" / program),
         ]
@@ -46,10 +53,19 @@ def newest_qemu() -> Qemu:
     installed = Qemu(Path("/"))
     if all(map(find_program, ("qemu-system-x86_64", "qemu-storage-daemon"))) and _serves(installed):
         return installed
-    qemu = Qemu(fetched("qemu", _fetch))
+    qemu = Qemu(fetched("qemu", lambda folder: _fetch(folder, _PACKAGES)))
     if not _serves(qemu):
         raise BedError(f"{qemu.root}: this QEMU has no {_DEVICE}")
     return qemu
+
+
+def qemu_with_rbd() -> Qemu:
+    """As :func:`newest_qemu`, and it has the driver for Ceph's images. BedError."""
+    qemu = newest_qemu()
+    if (qemu.libraries / "qemu" / "block-rbd.so").exists():
+        return qemu
+    packages = (*_PACKAGES, _BLOCK_DRIVERS)
+    return Qemu(fetched("qemu-with-rbd", lambda folder: _fetch(folder, packages)))
 
 
 def _serves(qemu: Qemu) -> bool:
@@ -61,11 +77,11 @@ def _serves(qemu: Qemu) -> bool:
     return f"{_DEVICE} options" in asked.stdout
 
 
-def _fetch(folder: Path) -> Path:
+def _fetch(folder: Path, packages: Sequence[str]) -> Path:
     """Gets and unpacks what would have to be installed; returns its root."""
     need()
     backports = f"{codename()}-backports"
     apt = Apt(folder, (codename(), backports), status=Path("/var/lib/dpkg/status"))
     install = ("-qq", "--download-only", "--no-install-recommends", "-t", backports, "install")
-    apt.run("apt-get", *install, *_PACKAGES)
+    apt.run("apt-get", *install, *packages)
     return unpack(folder / "archives", folder / "root")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.fetch import BedError, Kernel, kernel
+from tests.kernel.fetch import Kernel, kernel
+from tests.kernel.skips import skips_without_bed
 from tests.kernel.vm import VM, Stopped, programs
 
 # The first of all fetches the kernel.
@@ -17,11 +18,9 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def newest() -> Kernel:
     """A kernel to boot."""
-    try:
+    with skips_without_bed():
         programs()
         return kernel("7.2")
-    except BedError as why:
-        pytest.skip(str(why))  # what to install; in CI a failure
 
 
 def test_command_sees_this_machines_files_and_cannot_change_them(

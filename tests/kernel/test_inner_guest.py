@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.fetch import SUITES, BedError, kernel
+from tests.kernel.fetch import SUITES, kernel
 from tests.kernel.initramfs import initramfs
 from tests.kernel.qemu import newest_qemu
+from tests.kernel.skips import skips_without_bed
 from tests.kernel.vm import VM, Machine, Stopped, programs
 
 INIT = Path(__file__).parent / "boot" / "inner"
@@ -23,11 +24,9 @@ MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("version", SUITES)
 def test_inner_guest_checks_a_file_and_writes_one(version: str, tmp_path: Path) -> None:
-    try:
+    with skips_without_bed():
         busybox = Path(programs()["busybox"])
         same, qemu = kernel(version), newest_qemu()
-    except BedError as why:
-        pytest.skip(str(why))  # what to install; in CI a failure
     archive = tmp_path / "initramfs"
     archive.write_bytes(initramfs(same.modules, busybox, MODULES, INIT))
     command = [sys.executable, "-m", "tests.kernel.guest.inner_guest", str(same.image)]

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.fetch import BedError, kernel
+from tests.kernel.fetch import kernel
 from tests.kernel.initramfs import initramfs
 from tests.kernel.migration import MovingGuest, command_line
 from tests.kernel.qemu import newest_qemu
+from tests.kernel.skips import skips_without_bed
 from tests.kernel.vm import programs
 
 INIT = Path(__file__).parent / "boot" / "migrating"
@@ -71,11 +72,9 @@ def served(image: Path, socket: Path, queues: int, packed: bool) -> Iterator[Non
 @pytest.mark.needs("mke2fs", "e2fsck")
 @pytest.mark.parametrize(("queues", "packed"), [(2, False), (1, True)], ids=["split", "packed"])
 def test_a_guest_that_reads_and_writes_moves(tmp_path: Path, queues: int, packed: bool) -> None:
-    try:
+    with skips_without_bed():
         busybox = Path(programs()["busybox"])
         linux, qemu = kernel("6.12"), newest_qemu()
-    except BedError as why:
-        pytest.skip(str(why))  # what to install; in CI a failure
     archive = tmp_path / "initramfs"
     archive.write_bytes(initramfs(linux.modules, busybox, MODULES, INIT))
     image = make_image(tmp_path)

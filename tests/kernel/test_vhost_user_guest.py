@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.fetch import BedError, kernel
+from tests.kernel.fetch import kernel
+from tests.kernel.skips import skips_without_bed
 from tests.kernel.vhost_user import vhost_user_disk
 from tests.kernel.vm import VM, Machine, programs
 
@@ -117,11 +118,9 @@ def running(*daemons: Daemon) -> Iterator[None]:
 
 
 def test_split_and_packed_disks_of_a_guest(tmp_path: Path) -> None:
-    try:
+    with skips_without_bed():
         programs()
         linux = kernel("6.12")
-    except BedError as why:
-        pytest.skip(str(why))
     split = Daemon(tmp_path, "split", 32 * MIB)
     packed = Daemon(tmp_path, "packed", 24 * MIB, "--packed", "--vhost-user-connect")
     disks = (

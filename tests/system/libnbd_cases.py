@@ -195,7 +195,8 @@ def case_block_status(uri):
     assert _status(h, 1 << 20, 0, nbd.CMD_FLAG_REQ_ONE) == expected[:1]
     assert _status(h, 1 << 16, 3 << 17) == [(1 << 16, hole)]
     h.pwrite(bytes(BLOCK), 1 << 18)
-    assert _status(h, 1 << 18, 1 << 18) == [(BLOCK, 0), ((1 << 18) - BLOCK, hole)]
+    # A page of the disk in memory.
+    assert _status(h, 1 << 18, 1 << 18) == [(4096, 0), ((1 << 18) - 4096, hole)]
 
 
 def case_block_status_was_not_negotiated(uri):
@@ -276,7 +277,7 @@ def case_read_only(uri):
     refused(errno.EPERM, h.zero, BLOCK, 0)
     assert h.pread(BLOCK, 0) == bytes(BLOCK)
     h.flush()
-    assert _status(h, 1 << 20, 0) == [(1 << 20, 0)]
+    assert _status(h, 1 << 20, 0) == [(1 << 20, nbd.STATE_HOLE | nbd.STATE_ZERO)]
 
 
 def case_flood(uri):

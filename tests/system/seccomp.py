@@ -8,10 +8,27 @@ import struct
 from collections.abc import Mapping
 
 _NUMBERS = {
-    "x86_64": {"memfd_create": 319, "socketpair": 53},
-    "aarch64": {"memfd_create": 279, "socketpair": 199},
+    "x86_64": {
+        "memfd_create": 319,
+        "socketpair": 53,
+        "process_vm_readv": 310,
+        "process_vm_writev": 311,
+        "seccomp": 317,
+    },
+    "aarch64": {
+        "memfd_create": 279,
+        "socketpair": 199,
+        "process_vm_readv": 270,
+        "process_vm_writev": 271,
+        "seccomp": 277,
+    },
 }
-_NUMBERS_EVERYWHERE = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427}
+_NUMBERS_EVERYWHERE = {
+    "io_uring_setup": 425,
+    "io_uring_enter": 426,
+    "io_uring_register": 427,
+    "pidfd_getfd": 438,
+}
 
 _PR_SET_SECCOMP = 22
 _PR_SET_NO_NEW_PRIVS = 38

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,25 @@ def impostor(folder: Path, features: int | None) -> Iterator[str]:
 def test_servers_that_do_not_do(tmp_path: Path, features: int | None, line: str) -> None:
     with impostor(tmp_path, features) as path:
         assert refused(path) == line
+
+
+def test_an_nbd_server_is_told_from_a_vhost_user_one(tmp_path: Path) -> None:
+    path = str(tmp_path / "nbd.sock")
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(ConnectionError):  # the client goes without a word
+            connection.sendall(b"NBDMAGICIHAVEOPT\0\3")
+            while connection.recv(1 << 10):
+                pass
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert refused(path).startswith("an NBD server listens there: name a vhost-user socket")
+        thread.join()
 
 
 def test_a_server_that_does_not_answer(

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.fetch import BedError
 from tests.kernel.qemu import newest_qemu
+from tests.kernel.skips import skips_without_bed
 from tests.kernel.vm import programs
 from tests.rules.tree import ROOT
 
@@ -78,15 +78,38 @@ def test_vhost_user_is_compared_with_qemus_daemon(tmp_path: Path) -> None:
     assert idle["devices"] > idle["busy"] and idle["busy_iops"] > 0 and idle["pss"] > 0
 
 
+@pytest.mark.needs("qemu-storage-daemon")
+def test_vduse_run_is_compared_with_qemus_own_export(tmp_path: Path) -> None:
+    rows = figures("run", tmp_path)
+    assert [(row["depth"], row["op"]) for row in rows] == list(
+        product((1, 32, 128), ("randread", "randwrite"))
+    )
+    assert all(
+        row[figure] > 0
+        for row in rows
+        for figure in ("iops", "qemu_iops", "daemon_cpu_ns", "run_cpu_ns", "qemu_cpu_ns")
+    )
+    assert all(row["notifications"] > 0 for row in rows)
+
+
+@pytest.mark.needs("fio", "qemu-storage-daemon")
+def test_storage_daemons_are_compared(tmp_path: Path) -> None:
+    rows = figures("storage-daemon/file", tmp_path)
+    assert [(row["data"], row["export"], row["op"]) for row in rows] == list(
+        product(("tmpfs", "O_DIRECT"), ("vhost-user-blk", "nbd"), ("randread", "randwrite"))
+    )
+    assert all(
+        row[figure] > 0 for row in rows for figure in ("iops", "qemu_iops", "cpu_ns", "qemu_cpu_ns")
+    )
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.needs("fio")
 def test_the_kernels_disks_are_compared_with_qemus(tmp_path: Path) -> None:
-    try:
+    with skips_without_bed():
         programs()
         newest_qemu()
-    except BedError as why:
-        pytest.skip(str(why))
     rows = figures("kernel", tmp_path)
     assert [(row["backend"], row["queues"], row["depth"]) for row in rows] == list(
         product(("null", "null_blk"), (1, 2), (1, 32))

@@ -498,7 +498,7 @@ def person(tmp_path: Path) -> Person:
         ("blk null --size 1M --nbd no/s", "no/s: no such directory: make it, or name another"),
         (
             "blk null --size 1M --nbd .",
-            ".: exists and is no socket: remove it, or name another path",
+            ".: exists and is no socket: name another path",
         ),
         (
             "blk null --size 1M --name a/b --nbd s",

@@ -284,7 +284,7 @@ def test_the_bus_takes_the_disk_from_its_vm_and_gives_it_back(tmp_path: Path, im
         front_end = vm.connect(blk.socket)
         [disk] = dev("list")["devices"]
         assert (disk["driver"], disk["node"]) == ("vhost_vdpa", str(blk.socket))
-        assert "1 clients use disk0" in dev("bind", "disk0", "virtio_vdpa")
+        assert "disk0 is in use (clients: 1)" in dev("bind", "disk0", "virtio_vdpa")
         vm.submit(0, T_OUT, 7, b"before".ljust(SECTOR))
         assert dev("bind", "disk0", "virtio_vdpa", "--force")["device"]["node"] is None
         assert front_end.gone()

@@ -249,7 +249,7 @@ def test_a_device_that_answers_nothing(stage: Stage, device: RawDevice) -> None:
     """Whoever asks it waits, up to msg_timeout; nobody else does."""
     device.set_up_queues()
     framework = stage.park.framework
-    framework.device(HOSTILE).msg_timeout = 0.5
+    framework.device(HOSTILE).msg_timeout = 3.0  # it is read before that, on a busy machine too
     failures: list[BaseException] = []
 
     def add() -> None:

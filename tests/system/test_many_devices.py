@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from tests.held import nothing_left
 from vduse.testing.harness import BlkPark, BlkSpec
+from vduse.testing.leaks import Held
 
 MIB = 1 << 20
 
@@ -17,20 +19,18 @@ MIB = 1 << 20
 def test_threads_do_not_grow_with_devices() -> None:
     with BlkPark() as park:
         park.add(BlkSpec(name="first", size=MIB))
-        threads = len(os.listdir("/proc/self/task"))
+        before = Held.now()
         for number in range(20):
             park.add(BlkSpec(name=f"disk{number}", size=MIB))
-        assert len(os.listdir("/proc/self/task")) == threads
+        assert not [line for line in before.new() if line.startswith("thread")]
 
 
 def test_fds_return_to_the_start_when_devices_go() -> None:
     with BlkPark() as park:
         park.add(BlkSpec(name="first", size=MIB))
-    before = len(os.listdir("/proc/self/fd"))
-    with BlkPark() as park:
+    with nothing_left(), BlkPark() as park:
         for number in range(20):
             park.add(BlkSpec(name=f"disk{number}", size=MIB))
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("where", ["process", "child"])

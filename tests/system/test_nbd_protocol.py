@@ -18,8 +18,8 @@ import pytest
 from tests.means import SYSTEM_PYTHON
 from tests.system.stage import LogWatch
 from tests.unit.nbd_client import FLAGS, GREETING, info, option
+from vduse.control.nbd import Option
 from vduse.exports.nbd import NbdServer
-from vduse.exports.nbd.protocol import Option
 from vduse.testing.harness import blk_stack
 
 SIZE = 16 << 20
@@ -46,6 +46,7 @@ def served(folder: Path, **options: Any) -> Iterator[NbdServer]:
             description="sixteen MiB",
             pool=stack.blk.pool,
             first_worker=stack.blk.first_worker,
+            data_path=stack.blk.data_path,
         ) as server,
     ):
         yield server

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.system.stage import open_fds
 from tests.system.vhost_user_cases import (
     PAGE,
     SIZE,
@@ -42,6 +41,7 @@ from vduse.control.features import Feature
 from vduse.control.vhost_user import F_PROTOCOL_FEATURES, Message, ProtocolError, Request
 from vduse.exports.vhost_user.session import Session
 from vduse.testing.harness import BlkStack, blk_stack
+from vduse.testing.leaks import Held
 from vduse.testing.rawdriver import BASE, S_OK, T_OUT, RawDriver
 
 _FDS: list[Callable[[], list[int]]] = [
@@ -188,8 +188,7 @@ def _check_usable(stack: BlkStack) -> None:
 @given(begin=st.integers(0, len(BEGIN)), told=st.lists(steps(), max_size=30))
 @pytest.mark.timeout(0)
 def test_any_messages_in_any_order(stack: BlkStack, begin: int, told: list[Step]) -> None:
-    before = open_fds()
+    before = Held.now()
     _converse(stack, BEGIN[:begin] + told)
     _check_usable(stack)
-    after = open_fds()
-    assert len(after) <= len(before), (before, after)
+    assert before.new() == []

@@ -4,14 +4,14 @@ memory that goes, fds of other kinds, streams without sense. Nobody else notices
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 
+from tests.system.scarce import fd_limit
 from tests.system.stage import open_fds
 from tests.system.vhost_user_cases import (
     PAGE,
@@ -372,24 +372,6 @@ def test_resets_in_the_middle(stage: VhostUserStage) -> None:
 
 
 # --- fds without end ------------------------------------------------------------------------
-
-
-@contextmanager
-def fd_limit(more: int) -> Iterator[None]:
-    """This process may have so many more fds than it has."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(map(int, os.listdir("/proc/self/fd")))
-    holes = []
-    while (fd := os.dup(0)) < highest:  # the limit is one of numbers
-        holes.append(fd)
-    os.close(fd)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + more, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in holes:
-            os.close(fd)
 
 
 @pytest.mark.parametrize("more", range(24))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.uml import Uml
+from tests.system.uml_load import FILE_SYSTEM, verified, verified_with_progress
 from vduse.testing.harness import blk_stack
 
 pytestmark = pytest.mark.needs("linux.uml", "busybox", "fio", "mke2fs", "e2fsck", "fstrim")
@@ -15,22 +16,6 @@ pytestmark = pytest.mark.needs("linux.uml", "busybox", "fio", "mke2fs", "e2fsck"
 MIB = 1 << 20
 #: user-mode-linux' rings are at most that long.
 QUEUE_SIZE = 256
-
-_VERIFY = (
-    "fio --name=verify --filename=/dev/vda --ioengine=libaio --direct=1 --iodepth=32 --bs=4k "
-    "--rw=randwrite --size={size} --verify=crc32c --verify_fatal=1 --output=/run/fio {more}"
-)
-
-#: Prints a line each time some more requests are done, and leaves when fio has ended.
-_PROGRESS = """
-last=0
-while kill -0 $fio 2>/dev/null; do
-    set -- $(cat /sys/block/vda/stat)
-    if [ $(($1 + $5 - last)) -ge 2000 ]; then last=$(($1 + $5)); echo more; fi
-    sleep 0.05
-done
-wait $fio
-"""
 
 
 @pytest.mark.parametrize("backend", ["memory", "file"])
@@ -44,21 +29,7 @@ def test_a_file_system_and_verified_requests(tmp_path: Path, backend: str) -> No
         driver="vhost_vdpa",
         queue_size=QUEUE_SIZE,
     )
-    commands = f"""
-{_VERIFY.format(size="32M", more="")}
-mke2fs -qt ext4 /dev/vda
-mkdir /run/disk
-mount /dev/vda /run/disk
-seq 1000000 >/run/disk/file
-sync
-sum=$(sha256sum </run/disk/file)
-fstrim -v /run/disk
-umount /run/disk
-mount /dev/vda /run/disk
-test "$sum" = "$(sha256sum </run/disk/file)"
-umount /run/disk
-e2fsck -fn /dev/vda
-"""
+    commands = verified("32M") + FILE_SYSTEM
     with stack as running, running.vhost_user() as path, Uml(tmp_path, path, commands) as guest:
         guest.finish()
         assert "bytes) trimmed" in guest.console
@@ -71,10 +42,7 @@ def test_the_devices_program_is_killed_under_load(tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     with image.open("wb") as file:
         file.truncate(64 * MIB)
-    commands = f"""
-{_VERIFY.format(size="64M", more="--loops=2")} & fio=$!
-{_PROGRESS}
-"""
+    commands = verified_with_progress("64M", "--loops=2")
     kills = 5
     with (
         blk_stack(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from vduse.exports.nbd.protocol import (
+from vduse.control.nbd import (
     MAGIC,
     OPTS_MAGIC,
     REP_MAGIC,

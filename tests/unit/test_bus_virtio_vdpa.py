@@ -47,6 +47,7 @@ class FakeDriver:
         self.stopped: int | None = None
         self.started = False
         self.configured = threading.Event()
+        self.steps: list[str] = []
         FakeDriver.made.append(self)
 
     @property
@@ -66,6 +67,12 @@ class FakeDriver:
         self.config = config
         self.configured.set()
 
+    def hold(self, submissions: bool, completions: bool) -> None:
+        self.steps.append("hold" if submissions and completions else "go on")
+
+    def renew(self) -> None:
+        self.steps.append("renew")
+
 
 @pytest.fixture(autouse=True)
 def fake_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +82,7 @@ def fake_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def framework() -> Iterator[Framework]:
-    with Framework(bounce_size=1 << 20) as made:
+    with Framework(bounce_size=1 << 20, device_ids=[DeviceId.RNG]) as made:
         yield made
 
 
@@ -306,3 +313,56 @@ def test_rebind(framework: Framework, devices: Devices) -> None:
     assert statuses(device) == [*PROBE, 0, 1, 0, 0, *PROBE, 0, 1]
     with pytest.raises(NoDriver, match="choose one of"):
         framework.bus.bind("vd0", "virtio_pci")
+
+
+def test_a_restart_resets_and_probes_under_the_driver(
+    framework: Framework, devices: Devices
+) -> None:
+    device = devices.make()
+    framework.dev_add("vd0")
+    (driver,) = FakeDriver.made
+
+    def reply(request: DevRequest) -> DevResponse:
+        driver.steps.append(str(request.message))
+        return ok(request)
+
+    device.reply = reply
+    framework.bus.restart("vd0")
+    assert statuses(device) == [*PROBE, *PROBE]
+    assert [step for step in driver.steps if not step.startswith("SetStatus")] == [
+        "hold",
+        "renew",
+        "go on",
+    ]
+    assert driver.steps.index("hold") < driver.steps.index(str(SetStatus(0)))
+    assert driver.steps.index(str(SetStatus(0xB))) < driver.steps.index("renew")
+    assert driver.steps.index(str(SetStatus(0xF))) < driver.steps.index("go on")
+    assert vq_info(device, 0) == VqInfo(0, 64, 0x10000, 0x20000, 0x30000, ready=True)
+    assert (driver.stopped, len(FakeDriver.made)) == (None, 1)
+    # Config interrupts reach it as before.
+    driver.configured.clear()
+    device.calls.call(Ioctl.DEV_INJECT_CONFIG_IRQ)
+    assert driver.configured.wait(60)
+
+
+def test_a_device_that_does_not_come_back_from_a_restart_is_eio(
+    framework: Framework, devices: Devices
+) -> None:
+    device = devices.make()
+    framework.dev_add("vd0")
+    device.reply = lambda request: DevResponse(
+        request.request_id, int(request.message == SetStatus(0xB))
+    )
+    with pytest.raises(FeaturesRefused):
+        framework.bus.restart("vd0")
+    assert statuses(device)[len(PROBE) :] == [0, 1, 3, 0xB, 0x83]
+    assert FakeDriver.made[0].stopped == errno.EIO
+
+
+def test_a_driver_that_bears_no_restart_says_so(framework: Framework, devices: Devices) -> None:
+    device = devices.make(device_id=DeviceId.RNG)
+    framework.dev_add("vd0")
+    with pytest.raises(OSError, match="VirtioRng bears no reset") as caught:
+        framework.bus.restart("vd0")
+    assert caught.value.errno == errno.EOPNOTSUPP
+    assert statuses(device) == PROBE

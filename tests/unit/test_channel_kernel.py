@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,15 @@ def test_data_path_needs_an_open_node(pool: _native.Pool, channel: KernelChannel
 def test_data_path_takes_nothing_else(pool: _native.Pool) -> None:
     with pytest.raises(TypeError, match="CallSocket"):
         data_path(pool, "resolver")
+
+
+def test_a_node_that_is_a_socket_says_when_it_is_at_its_end(tmp_path: Path) -> None:
+    """As under `vduse run`, when that has ended: it knows no ioctl any more."""
+    node, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    node.setblocking(False)
+    channel = KernelChannel("disk0", node.detach(), 0, records=str(tmp_path / "run"))
+    assert channel.receive() is None
+    other.close()
+    with pytest.raises(ConnectionResetError, match="disk0: Inappropriate ioctl"):
+        channel.receive()
+    channel.close()

@@ -50,6 +50,9 @@ class Breaking:
             connects=False,
         )
 
+    #: No metrics are asked for.
+    watched = None
+
     def facts(self) -> Serving:
         return self._facts
 

@@ -149,7 +149,8 @@ def test_image_errors_say_what_to_do(number: int, advice: str, tmp_path: Path) -
         (DeviceTimedOut("device demo is broken"), "device demo is broken"),
         (
             OSError(errno.EMFILE, "eventfd"),
-            "too many open files for this process: raise the limit (ulimit -n 1024)",
+            "too many open files for this process: raise the limit (ulimit -n, LimitNOFILE= of its "
+            "unit)",
         ),
         (MemoryError(), "not enough memory: free some, or raise the limit (ulimit -v)"),
         (

@@ -28,6 +28,27 @@ def test_ready_is_said_once(
     assert "NOTIFY_SOCKET" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("microseconds", "pid", "seconds"),
+    [
+        ("20000000", "", 20.0),
+        ("20000000", "mine", 20.0),
+        ("20000000", "1", None),
+        ("", "mine", None),
+        ("0", "mine", None),
+        ("-1", "mine", None),
+        ("soon", "", None),
+    ],
+)
+def test_watchdog_of_the_environment(
+    microseconds: str, pid: str, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", microseconds)
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "mine" else pid)
+    assert notify.Manager().watchdog == seconds
+    assert {"WATCHDOG_USEC", "WATCHDOG_PID"}.isdisjoint(os.environ)
+
+
 def test_nobody_need_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("", "relative", f"{tmp_path}/gone"):
         monkeypatch.setenv("NOTIFY_SOCKET", address)

@@ -14,11 +14,12 @@ import pytest
 
 from tests.unit.qmp_client import QmpClient
 from vduse.daemon.blk.embedded import EmbeddedAttachment
-from vduse.daemon.blk.nbd import NbdDoor
+from vduse.daemon.doors.nbd import NbdDoor
 from vduse.daemon.errors import UserError
 from vduse.daemon.main import main
 from vduse.devices.local import local_blk
 from vduse.exports.nbd import NbdServer
+from vduse.framework import Framework
 
 SIZE = 1 << 20
 NBD = NbdDoor("disk.sock", mode=0o600, description="")
@@ -33,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def bus(folder: Path) -> Iterator[EmbeddedAttachment]:
     """What `vduse blk memory --nbd disk.sock --qmp bus.qmp` serves."""
-    attachment = EmbeddedAttachment(NBD, qmp="bus.qmp")
+    attachment = EmbeddedAttachment(NBD, Framework(), qmp="bus.qmp")
     with local_blk(attachment.control, "disk0", "memory", size=SIZE) as device:
         attachment.attach(device)
         yield attachment
@@ -91,7 +92,7 @@ def test_disk_that_has_clients_is_taken_away_by_force_only(
     monkeypatch.setattr(EmbeddedAttachment, "clients", lambda *_: 2)
     for argv in (("bind", "disk0", "vhost_vdpa"), ("unbind", "disk0"), ("del", "disk0")):
         refused = dev(*argv)
-        assert refused == "vduse: error: 2 clients use disk0: end them first, or --force\n"
+        assert refused == "vduse: error: disk0 is in use (clients: 2): end them, or --force\n"
     assert dev("bind", "disk0", "virtio_vdpa")["event"] == "bound"  # has it already
     assert dev("del", "disk0", "--force")["event"] == "deleted"
 
@@ -166,7 +167,7 @@ def test_server_that_speaks_something_else(dev: Any, folder: Path) -> None:
 
 
 def test_socket_that_cannot_be_had(folder: Path) -> None:
-    attachment = EmbeddedAttachment(NBD, qmp="no/bus.qmp")
+    attachment = EmbeddedAttachment(NBD, Framework(), qmp="no/bus.qmp")
     with local_blk(attachment.control, "disk0", "memory", size=SIZE) as device:
         with pytest.raises(UserError, match=r"no/bus\.qmp: no such directory"):
             attachment.attach(device)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.held import nothing_left
 from vduse.backends.errors import BackendError
 from vduse.backends.spec import open_backend
 from vduse.control.features import BlkFeature, DeviceId, Feature
@@ -220,10 +221,26 @@ def test_backend_mistakes_say_what_to_do(
     Path("odd.img").write_bytes(bytes(1000))
     Path("empty.img").write_bytes(b"")
     Path("whole.img").write_bytes(bytes(4096))
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(BackendError, match=why):
+    with nothing_left(), pytest.raises(BackendError, match=why):
         open_backend(spec, size=size, direct=direct)
-    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_path_alone_is_no_qcow2_image(tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    image.write_bytes(b"QFI\xfb" + bytes(4092))
+    for read_only in (False, True):
+        with nothing_left(), pytest.raises(BackendError) as refused:
+            open_backend(str(image), read_only=read_only)
+        assert str(refused.value) == (
+            f"{image}: a qcow2 image: type qcow2:{image} for its disk, file:{image} for its bytes"
+        )
+    backend = open_backend(f"file:{image}")
+    assert backend.size == 4096
+    backend.close()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)  # it is not waited for
+    with pytest.raises(BackendError):
+        open_backend(str(fifo), read_only=True)
 
 
 def test_image_locked_by_another_opener(tmp_path: Path) -> None:

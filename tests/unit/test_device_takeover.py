@@ -17,7 +17,9 @@ def test_other_queue_sizes_are_refused_and_cost_nothing(queue_size: int) -> None
         stack.device.close()
         with pytest.raises(QueueError, match="other sizes"):
             LocalDevice(stack.framework, replace(stack.spec, queue_size=queue_size))
+        assert not stack.blk.taken_over
         stack.replace_device()
+        assert stack.blk.taken_over
         # Where the last one stood, not at the start of the rings.
         for sector in range(200):
             stack.disk.pwrite(b"y" * 512, sector * 512)

@@ -83,6 +83,8 @@ class TestOpenAndRelease:
         bench.device.messages.break_device("test")
         for nr in (*Ioctl, *ExtCall, 0):
             assert bench.fails(nr) == errno.EPERM
+        with pytest.raises(PermissionError):  # whoever takes irqs without the node
+            bench.device.irqs.inject(0)
         assert bench.node.poll() == select.POLLERR
         bench.node.release()
         bench.node = bench.open()

@@ -121,6 +121,24 @@ def test_replay_puts_unanswered_messages_at_the_head_in_order(pool: ThreadPoolEx
         future.result(60)
 
 
+def test_abandoned_messages_raise_and_are_not_read_while_the_device_goes_on(
+    pool: ThreadPoolExecutor,
+) -> None:
+    queue = Queue()
+    read, unread = send(pool, queue, 1), send(pool, queue, 3)
+    request = queue.take_request()
+    queue.abandon()
+    for sent in (read, unread):
+        with pytest.raises(DeviceTimedOut):
+            sent.result(60)
+    assert queue.take() is None
+    with pytest.raises(OSError):
+        queue.answer(DevResponse(request.request_id))
+    later = send(pool, queue, 0xB)
+    queue.answer(DevResponse(queue.take_request().request_id))
+    later.result(60)
+
+
 def test_a_timeout_fails_every_message_and_breaks_for_good(pool: ThreadPoolExecutor) -> None:
     queue = Queue()
     broken = threading.Event()

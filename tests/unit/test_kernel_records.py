@@ -302,7 +302,7 @@ def test_no_room_leaves_no_old_record_behind(
 def test_device_that_sysfs_does_not_show_has_no_record(
     open_records: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def hidden(node: int) -> int:
+    def hidden(name: str, node: int) -> int:
         raise FileNotFoundError(errno.ENOENT, "no sysfs here")
 
     monkeypatch.setattr(kernel_records, "_device_number", hidden)

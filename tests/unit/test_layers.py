@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -15,35 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.disks import disk_on
 from vduse import _native
 from vduse.backends import layers
 from vduse.backends.layers import Faults, Limits, Throttle
 from vduse.backends.memory import open_memory
 from vduse.backends.python import PythonBackend
 from vduse.bus.disk import Disk
-from vduse.channel.embedded import inherited
-from vduse.devices.blk import BlkDevice
-from vduse.framework.framework import Framework
 
 SIZE = 1 << 20
 BLOCK = b"x" * 4096
-
-
-@contextmanager
-def disk_on(backend: _native.Backend, name: str = "disk0") -> Iterator[Disk]:
-    """A disk whose device stores on ``backend``, which is closed with it."""
-    device = BlkDevice(name, backend)
-    with Framework() as framework:
-        control = inherited(framework.control())
-        device.start(control)
-        framework.dev_add(name, driver="virtio_vdpa")
-        try:
-            yield framework.disk(name)
-        finally:
-            framework.dev_del(name)
-            device.close()
-            control.close()
-            backend.close()
 
 
 def test_read_only_is_seen_by_the_driver() -> None:
@@ -168,6 +147,33 @@ def test_a_backend_is_free_again_once_its_layer_is_gone() -> None:
     del layer
     memory.flush()
     memory.close()
+
+
+def test_what_lay_beneath_a_released_layer_goes_on() -> None:
+    below = open_memory(SIZE)
+    layer = layers.read_only(below)
+    with pytest.raises(ValueError, match="no layer"):
+        open_memory(SIZE).release()
+    layer.release()
+    with pytest.raises(ValueError, match="closed"):
+        layer.flush()
+    again = layers.read_only(below)
+    # Neither the old layer's close nor its end is anything to what has the backend now.
+    layer.close()
+    del layer
+    with pytest.raises(OSError) as refused:
+        below.flush()
+    assert refused.value.errno == errno.EBUSY
+    again.release()
+    below.flush()
+    below.close()
+
+
+def test_a_layer_in_use_is_not_released() -> None:
+    layer = layers.read_only(open_memory(SIZE))
+    with disk_on(layer), pytest.raises(OSError) as refused:
+        layer.release()
+    assert refused.value.errno == errno.EBUSY
 
 
 def test_a_backend_in_use_takes_no_layer() -> None:

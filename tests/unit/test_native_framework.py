@@ -144,6 +144,38 @@ def test_irqs_go_to_a_foreign_pipe_and_never_block() -> None:
     os.close(writer)
 
 
+# --- irq gate ------------------------------------------------------------------------------
+
+
+def test_irqs_are_taken_under_driver_ok_and_reach_ready_queues() -> None:
+    lines = [_native.VqLine(), _native.VqLine()]
+    gate = _native.IrqGate(lines)
+    inject = partial(gate.inject, 1)
+    assert error_of(inject) == errno.EINVAL
+    gate.set_driver_ok(True)
+    gate.inject(1)
+    lines[1].set_ready(False)
+    gate.inject(1)
+    assert [line.stats()["irqs"] for line in lines] == [0, 1]
+    assert error_of(partial(gate.inject, 2)) == errno.EINVAL
+    gate.set_broken()
+    assert error_of(inject) == errno.EPERM
+    with pytest.raises(OverflowError):
+        gate.inject(-1)
+
+
+def test_a_drivers_own_eventfd_is_signalled_without_driver_ok() -> None:
+    line = _native.VqLine()
+    gate = _native.IrqGate([line])
+    call = os.eventfd(0)
+    line.set_callfd(call)
+    gate.inject(0)
+    assert os.eventfd_read(call) == 1
+    line.set_ready(False)
+    assert error_of(partial(gate.inject, 0)) == errno.EINVAL
+    os.close(call)
+
+
 # --- driver --------------------------------------------------------------------------------
 
 

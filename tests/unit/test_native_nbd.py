@@ -118,8 +118,10 @@ class Client:
 
 
 @contextmanager
-def export_of(stack: BlkStack) -> Iterator[_native.NbdExport]:
-    export = _native.NbdExport(stack.native, shared_pool())
+def export_of(
+    stack: BlkStack, data_path: _native.BlkDataPath | None = None
+) -> Iterator[_native.NbdExport]:
+    export = _native.NbdExport(stack.native, shared_pool(), data_path=data_path)
     try:
         yield export
     finally:
@@ -212,19 +214,25 @@ def test_disc_ends_the_connection_after_all_replies(
 # --- base:allocation -----------------------------------------------------------------------
 
 
-def test_block_status_tells_what_the_driver_did(stack: BlkStack, client: Client) -> None:
-    client.write(0, b"x" * MIB)
-    assert client.status(0, MIB) == [(MIB, 0)]
-    assert client.ask(TRIM, 65536, 65536) == 0
-    assert client.ask(WRITE_ZEROES, 2 * 65536, 65536) == 0
-    assert client.ask(WRITE_ZEROES, 3 * 65536, 65536, flags=NO_HOLE) == 0
-    expected = [(65536, 0), (65536, HOLE), (65536, HOLE | ZERO), (65536, ZERO), (65536, 0)]
-    assert client.status(0, 5 * 65536) == expected
-    assert client.status(65536, 4 * 65536, REQ_ONE) == [(65536, HOLE)]
-    stack.disk.pwrite(b"y" * 512, 3 * 65536 + 512)
-    assert client.status(3 * 65536, 65536) == [(512, ZERO), (512, 0), (65536 - 1024, ZERO)]
-    client.write(0, b"x" * MIB)
-    assert client.status(0, MIB) == [(MIB, 0)]
+def test_block_status_is_the_backends_answer(stack: BlkStack) -> None:
+    with export_of(stack, stack.blk.data_path) as export:
+        client = Client(export)
+        client.write(0, b"x" * MIB)
+        assert client.status(0, MIB) == [(MIB, 0)]
+        assert client.ask(TRIM, 65536, 65536) == 0
+        assert client.ask(WRITE_ZEROES, 3 * 65536, 65536) == 0
+        hole = (65536, HOLE | ZERO)
+        assert client.status(0, 5 * 65536) == [(65536, 0), hole, (65536, 0), hole, (65536, 0)]
+        assert client.status(65536, 4 * 65536, REQ_ONE) == [hole]
+        # By another than the export.
+        stack.disk.pwrite(b"y" * 4096, 3 * 65536 + 4096)
+        parts = [(4096, HOLE | ZERO), (4096, 0), (65536 - 8192, HOLE | ZERO)]
+        assert client.status(3 * 65536, 65536) == parts
+
+
+def test_without_its_data_path_all_is_data(client: Client) -> None:
+    assert client.ask(TRIM, 0, MIB) == 0
+    assert client.status(0, 2 * MIB) == [(2 * MIB, 0)]
 
 
 # --- refusals ------------------------------------------------------------------------------

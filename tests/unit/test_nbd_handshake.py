@@ -21,10 +21,10 @@ from tests.unit.nbd_client import (
     option,
     string,
 )
+from vduse.control.nbd import OPTS_MAGIC, Info, Option, Reply, TransmissionFlag
 from vduse.exports.nbd import handshake
 from vduse.exports.nbd.export import Export, sendable
 from vduse.exports.nbd.handshake import MAX_OPTION_DATA, Agreed, Ended, Handshake
-from vduse.exports.nbd.protocol import OPTS_MAGIC, Info, Option, Reply, TransmissionFlag
 
 SIZE = 64 << 20
 SERVED = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH
@@ -42,7 +42,7 @@ def feed(shake: Handshake, data: bytes) -> bytes:
 
 def begun(flags: bytes = FLAGS, export: Export = DISK) -> Handshake:
     """A handshake behind the greeting and the client's flags."""
-    shake = Handshake(lambda: export)
+    shake = Handshake(lambda: [export])
     assert shake.take_output() == GREETING
     feed(shake, flags)
     assert not shake.output
@@ -81,7 +81,7 @@ def test_without_fixed_newstyle_only_export_name_is_known() -> None:
     shake = begun(struct.pack(">I", 0))
     feed(shake, option(Option.EXPORT_NAME, b""))
     assert shake.take_output() == struct.pack(">QH", SIZE, SERVED) + bytes(124)
-    assert shake.outcome == Agreed(structured=False, base_allocation=False)
+    assert shake.outcome == Agreed(structured=False, base_allocation=False, export="disk0")
 
 
 # --- EXPORT_NAME -----------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_export_name(name: str) -> None:
     shake = begun()
     feed(shake, option(Option.EXPORT_NAME, name.encode()))
     assert shake.take_output() == struct.pack(">QH", SIZE, SERVED)
-    assert shake.outcome == Agreed(structured=False, base_allocation=False)
+    assert shake.outcome == Agreed(structured=False, base_allocation=False, export="disk0")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_what_is_not_served_is_refused_and_the_handshake_goes_on(number: int) ->
     for data in (b"", b"something"):
         refused(shake, option(number, data), Reply.ERR_UNSUP)
     ask(shake, GO)
-    assert shake.outcome == Agreed(structured=False, base_allocation=False)
+    assert shake.outcome == Agreed(structured=False, base_allocation=False, export="disk0")
 
 
 # --- INFO and GO -----------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_info_and_go_tell_the_same(number: Option) -> None:
         b"",
     ]
     assert kinds(found) == [Reply.INFO] * 4 + [Reply.ACK]
-    agreed = Agreed(structured=False, base_allocation=False)
+    agreed = Agreed(structured=False, base_allocation=False, export="disk0")
     assert shake.outcome == (agreed if number is Option.GO else None)
 
 
@@ -169,7 +169,7 @@ def test_go_without_requests_tells_size_and_block_sizes() -> None:
 
 def test_size_is_that_of_the_moment() -> None:
     sizes = iter((SIZE, 2 * SIZE))
-    shake = Handshake(lambda: Export("disk0", next(sizes), SERVED))
+    shake = Handshake(lambda: [Export("disk0", next(sizes), SERVED)])
     shake.take_output()
     feed(shake, FLAGS)
     assert export_facts(ask(shake, option(Option.INFO, info(""))))[0] == SIZE
@@ -220,7 +220,7 @@ def test_structured_reply() -> None:
         assert kinds(ask(shake, STRUCTURED)) == [Reply.ACK]
     refused(shake, option(Option.STRUCTURED_REPLY, b"x"), Reply.ERR_INVALID)
     ask(shake, GO)
-    assert shake.outcome == Agreed(structured=True, base_allocation=False)
+    assert shake.outcome == Agreed(structured=True, base_allocation=False, export="disk0")
 
 
 CONTEXT_0 = struct.pack(">I", 0) + b"base:allocation"
@@ -244,7 +244,7 @@ def test_list_meta_context(queries: tuple[str, ...], listed: list[bytes]) -> Non
     assert [answer.data for answer in found] == [*listed, b""]
     assert kinds(found) == [Reply.META_CONTEXT] * len(listed) + [Reply.ACK]
     ask(shake, GO)
-    assert shake.outcome == Agreed(structured=True, base_allocation=False)
+    assert shake.outcome == Agreed(structured=True, base_allocation=False, export="disk0")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_set_meta_context(queries: tuple[str, ...], chosen: list[bytes]) -> None
     found = ask(shake, option(Option.SET_META_CONTEXT, contexts("", *queries)))
     assert [answer.data for answer in found] == [*chosen, b""]
     ask(shake, GO)
-    assert shake.outcome == Agreed(structured=True, base_allocation=bool(chosen))
+    assert shake.outcome == Agreed(structured=True, base_allocation=bool(chosen), export="disk0")
 
 
 @pytest.mark.parametrize(
@@ -277,14 +277,14 @@ def test_a_later_choice_replaces_the_first_even_where_it_fails(then: bytes) -> N
     shake = begun()
     ask(shake, STRUCTURED, option(Option.SET_META_CONTEXT, contexts("", "base:allocation")), then)
     ask(shake, GO)
-    assert shake.outcome == Agreed(structured=True, base_allocation=False)
+    assert shake.outcome == Agreed(structured=True, base_allocation=False, export="disk0")
 
 
 def test_contexts_are_those_of_the_name_they_were_chosen_for() -> None:
     shake = begun()
     ask(shake, STRUCTURED, option(Option.SET_META_CONTEXT, contexts("disk0", "base:allocation")))
     ask(shake, GO)  # of ""
-    assert shake.outcome == Agreed(structured=True, base_allocation=False)
+    assert shake.outcome == Agreed(structured=True, base_allocation=False, export="disk0")
 
 
 @pytest.mark.parametrize("number", [Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT])
@@ -408,7 +408,7 @@ def test_byte_by_byte() -> None:
     shake = begun()
     for byte in STRUCTURED + option(Option.SET_META_CONTEXT, contexts("", "base:allocation")) + GO:
         shake.receive(bytes([byte]))
-    assert shake.outcome == Agreed(structured=True, base_allocation=True)
+    assert shake.outcome == Agreed(structured=True, base_allocation=True, export="disk0")
 
 
 @pytest.mark.parametrize(
@@ -435,3 +435,50 @@ def test_whatever_is_sent_is_answered_or_ends_the_connection(sent: list[bytes]) 
         assert shake.wanted > 0
         assert all(answer.kind in set(Reply) for answer in answers(output))
     assert len(output) <= 300 * len(sent) + 300
+
+
+# --- TLS: proto.md, "TLS support", FORCEDTLS ------------------------------------------------------
+
+
+def forced() -> Handshake:
+    """One whose server requires TLS, behind the client's flags."""
+    shake = Handshake(lambda: [DISK], requires_tls=True)
+    feed(shake, FLAGS)
+    shake.take_output()
+    return shake
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [GO, option(Option.LIST), option(Option.STRUCTURED_REPLY), option(77, b"x")],
+)
+def test_nothing_is_told_before_tls(asked: bytes) -> None:
+    refused(forced(), asked, Reply.ERR_TLS_REQD)
+
+
+def test_an_export_name_before_tls_ends_the_connection() -> None:
+    shake = forced()
+    feed(shake, option(Option.EXPORT_NAME, b"disk0"))
+    assert isinstance(shake.outcome, Ended)
+    assert not shake.output
+
+
+def test_what_follows_starttls_belongs_to_the_session() -> None:
+    shake = forced()
+    begin = option(Option.STARTTLS)
+    assert feed(shake, begin) == b""
+    assert kinds(answers(shake.take_output())) == [Reply.ACK]
+    assert shake.starts_tls
+    assert shake.wanted == 0
+    shake.go_on()
+    refused(shake, begin, Reply.ERR_UNSUP)
+    assert feed(shake, GO) == b""
+    assert isinstance(shake.outcome, Agreed)
+
+
+def test_starttls_takes_no_data() -> None:
+    refused(forced(), option(Option.STARTTLS, b"x"), Reply.ERR_INVALID)
+    shake = forced()
+    feed(shake, option(Option.STARTTLS))
+    shake.receive(b"")  # it has gone
+    assert isinstance(shake.outcome, Ended)

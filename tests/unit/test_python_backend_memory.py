@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from typing_extensions import Buffer, override
 
 from tests.unit.test_python_backend import Batches, Ram, on
+from tests.waiting import eventually
 from vduse.backends.python import IoBatch, IoRequest, PythonBackend
 from vduse.testing.harness import BlkStack
 from vduse.testing.rawdriver import FREE, S_IOERR, S_OK, T_IN, T_OUT, RawDriver, header
@@ -207,6 +208,7 @@ def test_reset_waits_for_a_view_on_the_drivers_memory(end: str) -> None:
 
         thread = threading.Thread(target=reset)
         thread.start()
+        eventually(lambda: disk.requests[0].completed, "the reset cancels the request")
         assert not over.wait(0.1)
         if end == "completed":
             disk.requests[0].complete()

@@ -87,6 +87,13 @@ def test_a_front_end_that_is_not_there_is_one_line_in_the_log(
     )
 
 
+def test_what_is_no_socket_is_not_connected_to(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.touch()
+    with pytest.raises(ExportError, match="no socket"):
+        Connecting(path)
+
+
 def test_pauses_grow_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where every connection ends at once."""
     pauses: list[float] = []

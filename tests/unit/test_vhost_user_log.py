@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.held import nothing_left
 from tests.unit.vhost_user_front_end import (
     GUEST,
     USER,
@@ -219,6 +220,22 @@ def test_a_log_that_ends_before_the_memory(
     assert driver.named("set_log") == []
 
 
+@pytest.mark.parametrize("by", ["size", "device"])
+def test_a_base_that_is_refused_leaves_the_former_one(
+    front_end: FrontEnd, driver: LoggingDriver, log_file: int, by: str
+) -> None:
+    agree(front_end, LOGGED)
+    front_end.start(0)
+    assert set_base(front_end, base(), log_file)
+    if by == "device":
+        driver.failing["set_log"] = OSError(5, "refused")
+    with nothing_left():
+        assert not set_base(front_end, base(2 if by == "size" else BYTES), log_file)
+    driver.failing.clear()
+    assert front_end.set(Request.SET_VRING_ADDR, addr(0, GUEST + 0x200)) == 0
+    assert driver.named("set_log")[-1] == (DirtyLog(0, BYTES, ((0, GUEST + 0x200),)),)
+
+
 def test_the_last_byte_of_a_used_ring_has_a_bit(
     front_end: FrontEnd, driver: LoggingDriver, log_file: int
 ) -> None:
@@ -252,18 +269,16 @@ def test_what_the_device_refuses(front_end: FrontEnd, driver: LoggingDriver, log
 
 def test_a_log_fd_is_taken_and_not_used(front_end: FrontEnd) -> None:
     front_end.get(Request.GET_QUEUE_NUM)
-    before = len(os.listdir("/proc/self/fd"))
-    with eventfd() as fd:
+    with nothing_left(), eventfd() as fd:
         assert front_end.set(Request.SET_LOG_FD, b"", fd) == 0
     assert front_end.set(Request.SET_LOG_FD, b"") == 1
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_no_fd_is_left(front_end: FrontEnd, driver: LoggingDriver, log_file: int) -> None:
     agree(front_end, LOGGED)
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        assert set_base(front_end, base(), log_file)
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert set_base(front_end, base(), log_file)
+    with nothing_left():
+        for _ in range(3):
+            assert set_base(front_end, base(), log_file)
     front_end.close()
     assert driver.closed.wait(30)

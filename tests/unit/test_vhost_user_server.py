@@ -4,7 +4,6 @@ ends its connection only. The front end here is a socket and struct."""
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import os
 import socket
@@ -16,6 +15,7 @@ from queue import SimpleQueue
 
 import pytest
 
+from tests.held import nothing_left
 from tests.unit.vhost_user_front_end import (
     GUEST,
     USER,
@@ -58,12 +58,6 @@ def front_end(server: VhostUserServer) -> Iterator[FrontEnd]:
 def driver(device: Device, front_end: FrontEnd) -> RecordedDriver:
     front_end.get(Request.GET_QUEUE_NUM)
     return device.driver
-
-
-def open_fds() -> int:
-    """Without those that earlier tests have left to the garbage collector."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 # --- features and status --------------------------------------------------------------------
@@ -267,13 +261,12 @@ def table(*guests: int) -> bytes:
 def test_a_memory_table_replaces_the_one_before(
     driver: RecordedDriver, front_end: FrontEnd
 ) -> None:
-    before = open_fds()
     with guest_memory() as fd:
-        assert front_end.set(Request.SET_MEM_TABLE, table(0, 0x10000), fd, fd) == 0
-        assert open_fds() == before + 3
         assert front_end.set(Request.SET_MEM_TABLE, table(0x20000), fd) == 0
-    assert open_fds() == before + 1
-    names = [name for name, *_ in driver.calls if name.startswith("iotlb")]
+    with nothing_left(), guest_memory() as fd:
+        assert front_end.set(Request.SET_MEM_TABLE, table(0, 0x10000), fd, fd) == 0
+        assert front_end.set(Request.SET_MEM_TABLE, table(0x20000), fd) == 0
+    names = [name for name, *_ in driver.calls if name.startswith("iotlb")][4:]
     once = ["iotlb_batch_begin", "iotlb_invalidate"]
     end = ["iotlb_batch_end"]
     assert names == [*once, *["iotlb_update"] * 2, *end, *once, "iotlb_update", *end]
@@ -283,12 +276,10 @@ def test_a_memory_table_replaces_the_one_before(
 def test_a_memory_table_that_is_refused_leaves_no_memory(
     driver: RecordedDriver, front_end: FrontEnd, refused: str
 ) -> None:
-    before = open_fds()
-    with guest_memory() as fd:
+    with nothing_left(), guest_memory() as fd:
         assert front_end.set(Request.SET_MEM_TABLE, table(0x10000), fd) == 0
         driver.failing[refused] = OSError(errno.EFAULT, "refused")
         assert front_end.set(Request.SET_MEM_TABLE, table(0, 0x10000), fd, fd) == 1
-    assert open_fds() == before
     assert driver.calls[-1] == ("iotlb_invalidate", 0, (1 << 64) - 1)
     areas = struct.pack("=IIQQQQ", 0, 0, *[USER + 0x10000] * 3, 0)
     assert front_end.set(Request.SET_VRING_ADDR, areas) == 1
@@ -444,25 +435,21 @@ def test_two_messages_at_once(driver: RecordedDriver, front_end: FrontEnd) -> No
 def test_fds_that_nobody_asked_for_are_closed(
     server: VhostUserServer, front_end: FrontEnd, driver: RecordedDriver, request_: int
 ) -> None:
-    before = open_fds()
-    with eventfd() as fd:
+    with nothing_left(), eventfd() as fd:
         front_end.send(request_, state(0, 0) if request_ == Request.SET_VRING_ENABLE else b"", fd)
         if request_ == 99:
-            assert front_end.gone() and driver.closed.wait(60)
-            return
-        front_end.get(Request.GET_QUEUE_NUM)
-    assert open_fds() == before
+            assert front_end.gone()
+        else:
+            front_end.get(Request.GET_QUEUE_NUM)
 
 
 def test_more_fds_than_a_message_may_carry(
     front_end: FrontEnd, driver: RecordedDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = open_fds()
-    with eventfd() as fd:
+    with nothing_left(), eventfd() as fd:
         front_end.send(Request.SET_OWNER, b"", *[fd] * 40)
-        assert front_end.gone() and driver.closed.wait(60)
+        assert front_end.gone()
     assert "fds" in caplog.text
-    assert open_fds() <= before
 
 
 def test_fds_behind_the_header_count_too(front_end: FrontEnd, driver: RecordedDriver) -> None:
@@ -501,19 +488,14 @@ def test_what_the_device_does_not_do_ends_the_connection(
 def test_a_front_end_that_goes_leaves_finished_requests_and_no_fds(
     server: VhostUserServer, device: Device
 ) -> None:
-    front_end = FrontEnd(server.path)
-    front_end.get(Request.GET_QUEUE_NUM)
-    before = open_fds()
-    front_end.set(Request.SET_FEATURES, AGREED)
-    front_end.add_memory()
-    front_end.start(0)
-    front_end.close()
-    assert device.driver.closed.wait(60)
+    with nothing_left():
+        front_end = FrontEnd(server.path)
+        front_end.set(Request.SET_FEATURES, AGREED)
+        front_end.add_memory()
+        front_end.start(0)
+        front_end.close()
+        assert device.driver.closed.wait(60)
     assert device.driver.named("get_vring_base") == [(0,)]
-    again = FrontEnd(server.path)  # served by the same thread, so after all of that
-    again.get(Request.GET_QUEUE_NUM)
-    assert open_fds() == before
-    again.close()
 
 
 def test_close_ends_connection_thread_and_socket(

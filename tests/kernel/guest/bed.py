@@ -6,25 +6,22 @@ import mmap
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
+from tests.waiting import eventually
 from vduse.channel.kernel import KernelControl
 from vduse.devices.blk import BlkDevice
 from vduse.vdpa.drivers import BusDriver, VdpaBus
 from vduse.vdpa.netlink import VdpaManagement
 
-T = TypeVar("T")
-
 MIB = 1 << 20
+#: What a host installs for ordinary users.
+PACKAGING = Path(__file__).parents[3] / "packaging"
 MODULES = ("vduse", "virtio_vdpa", "vhost_vdpa", "virtio_blk")
-#: Seconds for what the kernel does by and by.
-PATIENCE = 60.0
 
 
 def newest_api_version() -> int:
@@ -50,15 +47,6 @@ def errno_of(call: Callable[..., object], *args: object, **named: object) -> int
     with pytest.raises(OSError) as failed:
         call(*args, **named)
     return failed.value.errno
-
-
-def eventually(look: Callable[[], T | None], what: str) -> T:
-    """The first true value of ``look``."""
-    deadline = time.monotonic() + PATIENCE
-    while not (value := look()):
-        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.01)  # sysfs, a counter, a thread: most of what is looked at has no fd
-    return value
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.kernel.guest.bed import PATIENCE
+from tests.waiting import PATIENCE
 from vduse.daemon.main import main
 
 

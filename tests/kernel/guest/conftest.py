@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pwd
 from collections.abc import Iterator
 
 import pytest
 
 from tests.kernel.fetch import SUITES
-from tests.kernel.guest.bed import MIB, load_modules
+from tests.kernel.guest.bed import MIB, PACKAGING, load_modules, run
+from tests.kernel.guest.ordinary import open_the_checkout
+from tests.kernel.guest.systemd import udevd
 from vduse import _native
 from vduse.channel.kernel import KernelControl
 
@@ -43,3 +46,17 @@ def backend() -> Iterator[_native.Backend]:
     backend = _native.Backend.memory(16 * MIB)
     yield backend
     backend.close()
+
+
+@pytest.fixture(scope="module")
+def checkout() -> None:
+    """Everybody may read this project."""
+    open_the_checkout()
+
+
+@pytest.fixture(scope="module")
+def installed(modules: None, checkout: None) -> Iterator[pwd.struct_passwd]:
+    """What the project ships, with udev's daemon; the user that it makes."""
+    with udevd():
+        run(str(PACKAGING / "install"))
+        yield pwd.getpwnam("vduse")

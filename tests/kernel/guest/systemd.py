@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.kernel.guest.bed import eventually, run
+from tests.kernel.guest.bed import run
+from tests.waiting import eventually
 
 _UNITS = Path("/run/bed-units")
 _SOCKET = Path("/run/systemd/private")
+#: There while systemd runs a machine (sd_booted(3)).
+_BOOTED = Path("/run/systemd/system")
 _TARGETS = ("sysinit", "basic", "shutdown", "bed")
 
 
@@ -33,28 +37,46 @@ class Manager:
         self._pid = eventually(lambda: children.read_text().split(), "systemd's process")[0]
         eventually(_SOCKET.exists, "systemd's socket")
 
-    def ctl(self, *words: str) -> None:
-        """systemctl, which must succeed."""
-        run("nsenter", f"--target={self._pid}", "--pid", "--mount", "systemctl", *words)
+    def ctl(self, *words: str) -> str:
+        """systemctl, which must succeed; what it printed."""
+        return self._inside("systemctl", *words)
+
+    def show(self, unit: str, name: str) -> str:
+        """A property of a unit's."""
+        return self.ctl("show", f"--property={name}", "--value", unit).strip()
 
     def main_pid(self, unit: str) -> int | None:
-        """The process of vduse@NAME, by its number here; None: there is none."""
-        group = f"/sys/fs/cgroup/system.slice/system-vduse.slice/{unit}/cgroup.procs"
+        """The first process of a service, by its number here; None: there is none."""
         try:
-            found = Path(group).read_text().split()
+            found = self._processes(unit).read_text().split()
         except OSError:
             return None
         return int(found[0]) if found else None
 
+    def shorten_watchdog(self, unit: str) -> None:
+        """To a second, for the process that runs now: a watchdog that is short from the start
+        would find a busy machine. As the service itself may; its drop-in has NotifyAccess=all."""
+        script = 'echo $$ >"$1"; shift; exec env "$@"'
+        notify = ("NOTIFY_SOCKET=/run/systemd/notify", "systemd-notify", "WATCHDOG_USEC=1000000")
+        self._inside("sh", "-ec", script, "sh", str(self._processes(unit)), *notify)
+
+    def _processes(self, unit: str) -> Path:
+        return Path(f"/sys/fs/cgroup{self.show(unit, 'ControlGroup')}/cgroup.procs")
+
+    def _inside(self, *argv: str) -> str:
+        return run("nsenter", f"--target={self._pid}", "--pid", "--mount", *argv)
+
 
 @contextmanager
-def systemd(unit: Path, settings: str) -> Iterator[Manager]:
-    """systemd with this template unit and nothing else; ``settings``: a drop-in for it."""
-    drop_in = _UNITS / f"{unit.name}.d"
+def systemd(service: Path, settings: str, *others: Path) -> Iterator[Manager]:
+    """systemd with this template unit, the ``others`` and nothing else; ``settings``: a drop-in for
+    the first."""
+    drop_in = _UNITS / f"{service.name}.d"
     drop_in.mkdir(parents=True)
     for target in _TARGETS:
         (_UNITS / f"{target}.target").write_text("[Unit]\nDefaultDependencies=no\n")
-    (_UNITS / unit.name).write_bytes(unit.read_bytes())
+    for unit in (service, *others):
+        (_UNITS / unit.name).write_bytes(unit.read_bytes())
     (drop_in / "bed.conf").write_text(settings)
     _SOCKET.unlink(missing_ok=True)
     argv = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
@@ -68,3 +90,6 @@ def systemd(unit: Path, settings: str) -> Iterator[Manager]:
             yield manager
         finally:
             process.kill()  # and the namespace with it
+            process.wait()
+            shutil.rmtree(_UNITS)
+            shutil.rmtree(_BOOTED)

@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.guest.bed import (
-    MIB,
-    PATIENCE,
-    eventually,
-    read_direct,
-    run,
-    set_msg_timeout,
-    write_direct,
-)
+from tests.kernel.guest.bed import MIB, read_direct, run, set_msg_timeout, write_direct
 from tests.kernel.guest.command import NOTHING, Blk, blk, left, refusal, vduse
 from tests.kernel.guest.ordinary import NOBODY, open_the_checkout
+from tests.waiting import PATIENCE, eventually
+from vduse.daemon.trace.commands import CompareOptions
+from vduse.daemon.trace.compare import compare_files
+from vduse.daemon.trace.differences import lines
 from vduse.vdpa.drivers import BusDriver, VdpaBus
 
 #: Seconds; programs begin slowly on an emulated machine.
@@ -134,6 +130,18 @@ def test_second_signal_ends_it_at_once_and_says_what_is_left(image: Path) -> Non
     assert left() == ([], ["disk0"])
     with blk(str(image), "--queues", "1") as (child, _):
         child.end()
+
+
+def test_a_recording_of_the_kernels_is_as_one_from_here(tmp_path: Path) -> None:
+    here, there = str(tmp_path / "kernel.trace"), str(tmp_path / "embedded.trace")
+    disk = ("memory", "--size", "16M", "--trace-json")
+    with blk(*disk, here) as (child, _):
+        child.end()
+    with blk(*disk, there, "--nbd", str(tmp_path / "disk.sock")) as (child, _):
+        child.end()
+    found = compare_files(CompareOptions(here, there))
+    assert found.equal, "\n".join(lines(found))
+    assert found.devices == ("disk0",)
 
 
 def test_what_an_ordinary_user_is_told() -> None:

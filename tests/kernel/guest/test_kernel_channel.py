@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.guest.bed import (
-    InThread,
-    errno_of,
-    eventually,
-    newest_api_version,
-    set_msg_timeout,
-)
+from tests.kernel.guest.bed import InThread, errno_of, newest_api_version, set_msg_timeout
+from tests.waiting import eventually
 from vduse.channel.base import EXT_INFLIGHT
 from vduse.channel.kernel import KernelChannel, KernelControl
 from vduse.control.abi import (

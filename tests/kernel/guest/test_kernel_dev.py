@@ -10,16 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.guest.bed import (
-    MIB,
-    PATIENCE,
-    eventually,
-    on_the_bus,
-    run,
-    set_msg_timeout,
-)
+from tests.kernel.guest.bed import MIB, on_the_bus, run, set_msg_timeout
 from tests.kernel.guest.command import NOTHING, blk, left, refusal, refusal_of_user, vduse
 from tests.kernel.guest.ordinary import NOBODY
+from tests.waiting import PATIENCE, eventually
 from vduse import _native
 from vduse.channel.kernel import KernelControl
 from vduse.devices.blk import BlkDevice

@@ -12,13 +12,13 @@ import pytest
 
 from tests.kernel.guest.bed import (
     MIB,
-    eventually,
     newest_api_version,
     on_the_bus,
     read_direct,
     run,
     write_direct,
 )
+from tests.waiting import eventually
 from vduse import _native
 from vduse.channel.kernel import KernelControl
 from vduse.devices.blk import BlkDevice

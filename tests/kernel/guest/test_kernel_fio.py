@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.guest import fio
-from tests.kernel.guest.bed import MIB, eventually, node_of, run
+from tests.kernel.guest.bed import MIB, node_of, run
 from tests.kernel.guest.program import served
+from tests.waiting import eventually
 from vduse.vdpa.netlink import VdpaManagement
 
 pytestmark = [

@@ -13,14 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.guest.bed import (
-    MIB,
-    errno_of,
-    eventually,
-    on_the_bus,
-    read_direct,
-    write_direct,
-)
+from tests.kernel.guest.bed import MIB, errno_of, on_the_bus, read_direct, write_direct
+from tests.waiting import eventually
 from vduse import _native
 from vduse.channel.base import Channel
 from vduse.channel.kernel import KernelControl

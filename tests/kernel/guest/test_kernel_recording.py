@@ -4,32 +4,28 @@ data path as the set of its calls with their results."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import pytest
+from msgspec.structs import replace
 
-from tests.kernel.guest.bed import (
-    MIB,
-    eventually,
-    node_of,
-    read_direct,
-    rebind,
-    run,
-    write_direct,
-)
+from tests.kernel.guest.bed import MIB, node_of, read_direct, rebind, run, write_direct
 from tests.kernel.guest.vhost_session import drive
+from tests.waiting import eventually
 from vduse import _native
 from vduse.channel.base import EXT_INFLIGHT, Channel, ControlPort
 from vduse.channel.embedded import inherited
 from vduse.channel.kernel import KernelControl
-from vduse.channel.render import call_name, result_text
-from vduse.channel.tap import Messaged, Record, Recorder, normalized
+from vduse.channel.recorder import recording_tap
+from vduse.channel.recording import Header
 from vduse.channel.tapped import TappedControl
+from vduse.daemon.trace.commands import CompareOptions
+from vduse.daemon.trace.compare import compare_files
+from vduse.daemon.trace.differences import lines
+from vduse.daemon.trace.tracing import header_of_kernel
 from vduse.devices.blk import BlkDevice
 from vduse.framework import Framework
 from vduse.vdpa.drivers import BusDriver, VdpaBus
@@ -159,26 +155,13 @@ class _PlainControl:
         return getattr(self._control, name)
 
 
-@dataclass(frozen=True)
-class Recording:
-    """What a device's life was."""
-
-    records: list[Record]
-    #: Ioctls of the data path, each with its result.
-    data_path: set[str]
-
-    def lines(self) -> list[str]:
-        """The control path, comparable."""
-        return [record.line() for record in normalized(self.records)]
-
-
-def record(bus: Bus, image: Path) -> Recording:
+def record(bus: Bus, image: Path, path: Path, header: Header) -> None:
     """Probe, a file system, resize, vhost-vdpa and back, a program's end and its successor, the
     end."""
-    recorder = Recorder()
+    tap = recording_tap(os.open(path, os.O_WRONLY | os.O_CREAT), path.name, header)
     with open(image, "wb") as file:
         file.truncate(SIZE)
-    control = TappedControl(bus.control(), recorder)
+    control = TappedControl(bus.control(), tap, tap.count)
     backend = _native.Backend.file(str(image))
     device = BlkDevice("disk0", backend)
     try:
@@ -198,21 +181,22 @@ def record(bus: Bus, image: Path) -> Recording:
         bus.delete()
         device.close(destroy=True)
         control.close()
+        tap.close()
         backend.close()
-    calls = {f"{call_name(nr)} = {result_text(-errno)}" for nr, errno in control.data_path_calls()}
-    return Recording(list(recorder.records), calls)
 
 
 def test_a_devices_life_is_the_same_on_the_kernel_and_embedded(kernel: str, tmp_path: Path) -> None:
-    here = record(KernelBus(), tmp_path / "kernel")
+    files = here, there = tmp_path / "kernel.trace", tmp_path / "embedded.trace"
+    header = header_of_kernel()
+    record(KernelBus(), tmp_path / "kernel", here, header)
+    # Irqs go by calls there, too, and are seen.
+    header = replace(header, framework="embedded", kernel=kernel)
     with Framework(kernel) as framework:
-        there = record(EmbeddedBus(framework), tmp_path / "embedded")
-    difference = "\n".join(
-        difflib.unified_diff(here.lines(), there.lines(), "kernel", "embedded", lineterm="")
-    )
-    if difference:
-        pytest.fail(f"other calls and messages embedded:\n{difference}", pytrace=False)
-    assert here.data_path == there.data_path
+        record(EmbeddedBus(framework), tmp_path / "embedded", there, header)
+    found = compare_files(CompareOptions(*map(str, files)))
+    if not found.equal:
+        pytest.fail("\n".join(lines(found)), pytrace=False)
     # It is not that nothing was recorded.
-    assert {"IOTLB_GET_FD = 0", "VQ_INJECT_IRQ = 0"} <= here.data_path
-    assert sum(isinstance(record, Messaged) for record in here.records) > 20
+    assert found.notes == ()
+    assert found.same > 40
+    assert found.same_kinds >= 2

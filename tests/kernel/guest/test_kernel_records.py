@@ -14,15 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.guest.bed import (
-    MIB,
-    InThread,
-    eventually,
-    node_of,
-    read_direct,
-    rebind,
-    write_direct,
-)
+from tests.kernel.guest.bed import MIB, InThread, node_of, read_direct, rebind, write_direct
+from tests.waiting import eventually
 from vduse import _native
 from vduse.channel.inflight_header import InflightHeader
 from vduse.channel.kernel import KernelChannel, KernelControl

@@ -13,15 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.guest.bed import (
-    MIB,
-    eventually,
-    node_of,
-    read_direct,
-    run,
-    write_direct,
-)
+from tests.kernel.guest.bed import MIB, node_of, read_direct, run, write_direct
 from tests.unit.qmp_client import QmpClient
+from tests.waiting import eventually
 from vduse.vdpa.drivers import VdpaBus
 from vduse.vdpa.netlink import VdpaManagement
 

@@ -19,7 +19,6 @@ import pytest
 from tests.kernel.guest.bed import (
     MIB,
     errno_of,
-    eventually,
     newest_api_version,
     node_of,
     on_the_bus,
@@ -30,6 +29,7 @@ from tests.kernel.guest.bed import (
     write_direct,
 )
 from tests.kernel.guest.test_kernel_memory import NEVER_MAPPED, Seen, offer_a_request_in
+from tests.waiting import eventually
 from vduse import _native
 from vduse.backends.layers import delay
 from vduse.channel.kernel import KernelControl

@@ -6,46 +6,30 @@ from __future__ import annotations
 import errno
 import os
 import pwd
-import signal
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.guest.bed import (
-    MIB,
-    errno_of,
-    eventually,
-    node_of,
-    read_direct,
-    rebind,
-    run,
-    write_direct,
-)
+from tests.kernel.guest.bed import MIB, errno_of, node_of, read_direct, rebind, write_direct
 from tests.kernel.guest.ordinary import (
     NO_CAPABILITIES,
     NOBODY,
     may_open,
-    open_the_checkout,
     privileges,
     serving,
 )
-from tests.kernel.guest.systemd import systemd, udevd
+from tests.waiting import eventually
 from vduse import _native
 from vduse.channel.kernel import KernelControl
 from vduse.devices.blk import BlkDevice
-from vduse.vdpa.drivers import BusDriver, VdpaBus
+from vduse.vdpa.drivers import BusDriver
 from vduse.vdpa.netlink import VdpaManagement
 
-PACKAGING = Path(__file__).parents[3] / "packaging"
+pytestmark = pytest.mark.usefixtures("modules", "checkout")
+
 NODE = "/dev/vduse/disk0"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def checkout(modules: None) -> None:
-    open_the_checkout()
 
 
 @pytest.fixture
@@ -57,14 +41,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with path.open("wb") as file:
         file.truncate(16 * MIB)
     return path
-
-
-@pytest.fixture(scope="module")
-def installed(modules: None) -> Iterator[pwd.struct_passwd]:
-    """What the project ships, with udev's daemon; the user that it makes."""
-    with udevd():
-        run(str(PACKAGING / "install"))
-        yield pwd.getpwnam("vduse")
 
 
 def access(path: str) -> tuple[str, str, int]:
@@ -151,36 +127,3 @@ def test_udev_rule_gives_vhost_vdpa_to_virtual_machines(installed: pwd.struct_pa
     device.close(destroy=True)
     control.close()
     backend.close()
-
-
-@pytest.mark.timeout(400)  # it starts four of our programs, one after the other
-@pytest.mark.needs("udevadm", "systemctl")
-def test_service_serves_without_capabilities(installed: pwd.struct_passwd) -> None:
-    """vduse@.service under systemd: start, I/O, crash, restart, stop."""
-    image = Path("/var/lib/vduse/disk0.img")
-    image.parent.mkdir()
-    image.write_bytes(bytes(16 * MIB))
-    os.chown(image, installed.pw_uid, installed.pw_gid)
-    Path("/etc/vduse").mkdir()
-    Path("/etc/vduse/disk0.env").write_text(
-        f"BLOCKDEV=driver=file,filename={image}\nEXPORT=writable=on,num-queues=2\n"
-    )
-    Path("/usr/local/bin/vduse").symlink_to(Path(sys.executable).parent / "vduse")
-    unit, service = PACKAGING / "vduse@.service", "vduse@disk0.service"
-    # The checkout may lie in a home or in /tmp.
-    with systemd(unit, "[Service]\nProtectHome=no\nPrivateTmp=no\n") as manager:
-        manager.ctl("start", service)
-        path = node_of("disk0")
-        first = manager.main_pid(service)
-        assert first is not None
-        assert privileges(first) == ({str(installed.pw_uid)}, NO_CAPABILITIES)
-        data = os.urandom(MIB)
-        write_direct(path, 0, data)
-        os.kill(first, signal.SIGKILL)
-        # It waits for the next program.
-        assert read_direct(path, 0, MIB) == data
-        assert manager.main_pid(service) not in (None, first)
-        manager.ctl("stop", service)
-        assert VdpaBus().names() == []
-        assert not os.path.exists(NODE)
-    assert image.read_bytes()[:MIB] == data

@@ -1,0 +1,1 @@
+"""VDUSE daemons that were written for the tests, on Linux's headers alone."""

@@ -1,0 +1,1 @@
+"""Programs that misuse /dev/vduse; see test_run_hostile.py."""
