@@ -23,8 +23,6 @@ from tests.kernel.vm import VM, Machine, Stopped
 
 #: Seconds that a guest may take to boot and to start its pytest, on a busy machine.
 _START = 240
-#: Boots until the kernel reaches the guest's command.
-_BOOTS = 3
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,18 @@ class Guest:
 
     def __init__(self, boot: Boot, items: list[pytest.Item]) -> None:
         config = items[0].config
-        self._boot = boot
-        self._command = guest_command(config, items)
-        self._folder = config.rootpath
         #: The guest's own output; it tells why a run ended early.
         self._output = BytesIO()
-        self._vm = self._start()
+        self._vm = VM(
+            kernel(boot.version),
+            guest_command(config, items),
+            machine=boot.machine,
+            output=self._output,
+            folder=config.rootpath,
+        )
         limits = [float(m.args[0]) for i in items if (m := i.get_closest_marker("timeout"))]
         default = float(config.getini("timeout") or 0)
-        self.lines = self._lines(_START + max([default, *limits]))
+        self.lines = self._vm.lines(_START + max([default, *limits]))
 
     def ended(self) -> str:
         """What to say of a test that did not run although pytest ended."""
@@ -71,28 +72,6 @@ class Guest:
     def close(self) -> None:
         """Ends the guest."""
         self._vm.close()
-
-    def _start(self) -> VM:
-        return VM(
-            kernel(self._boot.version),
-            self._command,
-            machine=self._boot.machine,
-            output=self._output,
-            folder=self._folder,
-        )
-
-    def _lines(self, timeout: float) -> Iterator[str]:
-        """What the guest sends. A kernel that ends before anything of ours has run is booted
-        again: emulated CPUs that patch each other's code panic now and then (int3)."""
-        for left in reversed(range(_BOOTS)):
-            try:
-                yield from self._vm.lines(timeout)
-                return
-            except Stopped:
-                if self._vm.boot_time is not None or left == 0:
-                    raise
-                self._vm.close()
-                self._vm = self._start()
 
 
 def guest_command(config: pytest.Config, items: list[pytest.Item]) -> str:

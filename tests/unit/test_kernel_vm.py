@@ -1,11 +1,13 @@
-"""The test bed's pure parts: which kernel, the initramfs, QEMU's command line."""
+"""The test bed without a kernel: which one, the initramfs, QEMU's command line, boots that fail."""
 
 from __future__ import annotations
 
 import lzma
 import stat
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from tests.kernel import __main__ as bed_command
 from tests.kernel import fetch, initramfs, vm
 from tests.kernel.fetch import BedError, Kernel
 from tests.kernel.initramfs import Cpio, load_order
-from tests.kernel.vm import Machine, command_line
+from tests.kernel.vm import VM, Machine, Stopped, command_line
 
 RELEASE = "6.12.9+deb13-amd64"
 
@@ -159,6 +161,52 @@ def test_missing_program_names_what_provides_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(vm, "find_program", lambda name: None if name == "busybox" else name)
     with pytest.raises(BedError, match=r"^needs busybox: make system-deps$"):
         vm.programs()
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], VM]:
+    """VMs whose QEMU is a script for bash; its arguments: the console's file, the fd for results."""
+    kernel = unpacked(tmp_path / "6.12", f"boot/vmlinuz-{RELEASE}")
+    (kernel.modules / "modules.dep").write_text("")
+    busybox = tmp_path / "busybox"
+    busybox.write_bytes(b"static")
+    paths = {"qemu-system-x86_64": "qemu", "busybox": str(busybox)}
+    monkeypatch.setattr(vm, "programs", lambda: paths)
+
+    def start(script: str) -> VM:
+        def command_line(*args: Any) -> list[str]:
+            _, _, _, run, _, results = args
+            return ["bash", "-c", script, "qemu", str(run / "console"), str(results)]
+
+        monkeypatch.setattr(vm, "command_line", command_line)
+        return VM(kernel, "true")
+
+    return start
+
+
+def test_a_kernel_that_trips_over_its_patching_is_booted_again(
+    stand_in: Callable[[str], VM], tmp_path: Path
+) -> None:
+    boots = tmp_path / "boots"
+    trips = f"echo boot >>{boots}; echo '[ 1.4] Oops: int3: 0000 [#1] SMP' >$1;"
+    with stand_in(f"{trips} [ $(wc -l <{boots}) = 3 ] && printf 'booted 1.5\nexit 7\n' >&$2") as vm:
+        assert (vm.wait(60), vm.boot_time) == (7, 1.5)
+    boots.unlink()
+    with stand_in(trips) as vm, pytest.raises(Stopped, match=r"ended early(.|\n)*int3: 0000"):
+        vm.wait(60)
+    assert boots.read_text() == "boot\n" * 3
+
+
+@pytest.mark.parametrize(
+    "end", ["echo 'Oops: general protection fault' >$1", "echo int3: 0000 >$1; echo booted 1 >&$2"]
+)
+def test_a_kernel_that_ends_otherwise_is_not(
+    end: str, stand_in: Callable[[str], VM], tmp_path: Path
+) -> None:
+    boots = tmp_path / "boots"
+    with stand_in(f"echo boot >>{boots}; {end}") as vm, pytest.raises(Stopped, match="ended early"):
+        vm.wait(60)
+    assert boots.read_text() == "boot\n"
 
 
 def test_missing_bed_is_one_line_of_the_command(
