@@ -19,10 +19,12 @@ from typing import Any, Protocol
 import pytest
 
 from tests.kernel.fetch import BedError, kernel
-from tests.kernel.vm import VM, Machine, Stopped
+from tests.kernel.vm import VM, Machine, Stopped, Tripped
 
 #: Seconds that a guest may take to boot and to start its pytest, on a busy machine.
 _START = 240
+#: Guests that a test is given where the emulation ends them.
+_GUESTS = 3
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class KernelTests:
             return None
         hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._results(item):
+        for report in self._results(item, boot):
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         self._waiting[boot].remove(item)
@@ -162,9 +164,10 @@ class KernelTests:
             self._guest.close()
             self._guest = None
 
-    def _results(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+    def _results(self, item: pytest.Item, boot: Boot) -> Iterator[pytest.TestReport]:
         """A test's reports, from the guest that runs it or has run it."""
         failure = ""
+        others = _GUESTS - 1
         while item.nodeid not in self._finished and not failure:
             assert self._guest is not None
             try:
@@ -175,6 +178,10 @@ class KernelTests:
             except Stopped as why:
                 failure = f"{why}\nand its pytest:\n{self._guest.output()}"
                 self._close()
+                if isinstance(why, Tripped) and others and self._ensure_guest(boot):
+                    # What the test has done is gone with the guest.
+                    self._reports.pop(item.nodeid, None)
+                    failure, others = "", others - 1
         yield from self._reports.pop(item.nodeid, [])
         if failure:
             yield from _failure(item, failure)

@@ -49,6 +49,10 @@ class Stopped(Exception):
     """The guest ended, or was ended, without saying how its command did."""
 
 
+class Tripped(Stopped):
+    """It ended by the emulation's fault, not its own: another may end well."""
+
+
 def programs() -> dict[str, str]:
     """Paths of what a VM needs. Raises BedError for what is missing."""
     found = {}
@@ -202,24 +206,25 @@ class VM:
                 more = self._results.recv(1 << 16)
                 if more:
                     self._pending += more
-                elif self._is_to_boot_again():
+                elif not self._has_tripped():
+                    self._stop("ended early")
+                elif self.boot_time is not None or self._boots == _BOOTS:
+                    self._stop("ended early by the emulation's fault", Tripped)
+                else:
+                    # Nothing of ours has run yet.
                     self._disconnect()
                     self._start()
-                else:
-                    self._stop("ended early")
         line, _, self._pending = self._pending.partition(b"\n")
         return line.decode()
 
-    def _is_to_boot_again(self) -> bool:
-        """Nothing of ours has run yet, and the emulation was at fault."""
-        may = self.boot_time is None and self._boots < _BOOTS
-        return may and _PATCHED in self.console()
+    def _has_tripped(self) -> bool:
+        return _PATCHED in (self.run / "console").read_text(errors="replace")
 
     def _drain_output(self) -> None:
         """All the command's output came before its exit status; some may not be read yet."""
-        self._output.setblocking(False)
         with suppress(BlockingIOError):
             while self._output.fileno() >= 0:
+                self._output.setblocking(False)
                 self._copy_output()
 
     def _copy_output(self) -> None:
@@ -229,9 +234,9 @@ class VM:
         self._sink.write(data)
         self._sink.flush()
 
-    def _stop(self, why: str) -> NoReturn:
+    def _stop(self, why: str, kind: type[Stopped] = Stopped) -> NoReturn:
         self._end()
-        raise Stopped(f"the guest {why}; its console:\n{self.console()}")
+        raise kind(f"the guest {why}; its console:\n{self.console()}")
 
     def _end(self) -> None:
         self._process.kill()

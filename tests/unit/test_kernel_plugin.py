@@ -12,17 +12,17 @@ from tests.rules.tree import ROOT
 
 #: A conftest.py: "guests" are processes that run what a guest would, their fd 3 a pipe.
 CONFTEST = """
-import os, subprocess
+import os, subprocess, sys
 from tests.conftest import pytest_runtest_makereport
 from tests.kernel.fetch import BedError
 from tests.kernel.plugin import KernelTests, guest_command
-from tests.kernel.vm import Stopped
+from tests.kernel.vm import Stopped, Tripped
 
 class Child:
     def __init__(self, boot, items):
         if boot.version == "missing":
             raise BedError("needs qemu: make system-deps")
-        print("boot", boot.version, boot.machine.cpus, len(items))
+        print("boot", boot.version, boot.machine.cpus, len(items), file=sys.stderr)
         self._read, write = os.pipe()
         self._child = subprocess.Popen(
             ["sh", "-c", f"exec 3>&{write}; {guest_command(items[0].config, items)}"],
@@ -37,6 +37,8 @@ class Child:
         self._printed, _ = self._child.communicate()
         if self._child.returncode == 99:
             raise Stopped("the guest ended early")
+        if self._child.returncode == 98:
+            raise Tripped("the guest ended early by the emulation's fault")
 
     def ended(self):
         return f"pytest in the guest ended:\\n{self._printed}"
@@ -166,6 +168,31 @@ def test_after(): pass
     ]
     assert "the guest ended early" in output
     assert re.findall(r"boot 6.12 2 (\d)", output) == ["3", "1"]
+
+
+def test_a_test_whose_guest_the_emulation_ends_runs_in_another(tmp_path: Path) -> None:
+    output = run(
+        tmp_path,
+        """
+from pathlib import Path
+pytestmark = pytest.mark.kernel("6.12")
+
+def test_before(): pass
+def test_twice():
+    place = Path(__file__).with_name("place")
+    if not place.exists():
+        place.touch()
+        os._exit(98)
+def test_always(): os._exit(98)
+def test_after(): pass
+""",
+    )
+    assert results(output) == [
+        *(("test_before", "PASSED"), ("test_twice", "PASSED")),
+        *(("test_always", "FAILED"), ("test_after", "PASSED")),
+    ]
+    assert "by the emulation's fault" in output
+    assert re.findall(r"boot 6.12 2 (\d)", output) == ["4", "3", "2", "2", "1"]
 
 
 def test_guest_that_cannot_collect_fails_every_test_and_says_why(tmp_path: Path) -> None:
