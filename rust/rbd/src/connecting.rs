@@ -8,8 +8,9 @@ use std::ffi::CStr;
 use vduse_device::backend::Error;
 
 /// What is set where the configuration leaves it as Ceph has it: a request passes fewer threads on
-/// its way, each of which would have to be woken. Options, their defaults in Ceph, values.
-const PREFERRED: [(&CStr, &CStr, &str); 5] = [
+/// its way, each of which would have to be woken, and shares a system call. Options, their defaults
+/// in Ceph, values.
+const PREFERRED: [(&CStr, &CStr, &str); 6] = [
     // The worker itself starts a request, where a thread of librbd's would. Nothing on that way
     // waits for the cluster once the two limits are gone: beyond them it would wait for answers. A
     // virtqueue has its own limit.
@@ -20,6 +21,9 @@ const PREFERRED: [(&CStr, &CStr, &str); 5] = [
     (c"librados_thread_count", c"2", "1"),
     // It holds writes back that others of the same object may be put together with.
     (c"rbd_io_scheduler", c"simple", "none"),
+    // Bytes read from a connection at once: several small answers, where one would be cut in two.
+    // What is larger is read into its place as before.
+    (c"ms_tcp_prefetch_max_size", c"4096", "16384"),
 ];
 
 /// Connects to the cluster and opens the image.

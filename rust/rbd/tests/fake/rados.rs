@@ -60,12 +60,13 @@ unsafe extern "C" fn rados_conf_read_file(cluster: Handle, path: *const c_char) 
 }
 
 /// Options that are preferred, as Ceph has them by itself.
-const DEFAULTS: [(&str, &str); 5] = [
+const DEFAULTS: [(&str, &str); 6] = [
     ("rbd_non_blocking_aio", "true"),
     ("objecter_inflight_ops", "1024"),
     ("objecter_inflight_op_bytes", "104857600"),
     ("librados_thread_count", "2"),
     ("rbd_io_scheduler", "simple"),
+    ("ms_tcp_prefetch_max_size", "4096"),
 ];
 
 #[unsafe(no_mangle)]
