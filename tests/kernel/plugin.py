@@ -2,7 +2,8 @@
 
 They are collected here as any other. All that need the same guest go into one boot, as pytest's
 arguments there; the guest sends every report (reports.py) and they become results here. A guest
-that dies fails the test it was in; the tests after it get a new one.
+that dies fails the test it was in, unless the emulation was at fault; the tests after it get a new
+one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.kernel.vm import VM, Machine, Stopped, Tripped
 
 #: Seconds that a guest may take to boot and to start its pytest, on a busy machine.
 _START = 240
-#: Guests that a test is given where the emulation ends them.
+#: At most so many guests a test is given where the emulation ends them.
 _GUESTS = 3
 
 
@@ -178,10 +179,14 @@ class KernelTests:
             except Stopped as why:
                 failure = f"{why}\nand its pytest:\n{self._guest.output()}"
                 self._close()
-                if isinstance(why, Tripped) and others and self._ensure_guest(boot):
-                    # What the test has done is gone with the guest.
-                    self._reports.pop(item.nodeid, None)
-                    failure, others = "", others - 1
+                has_failed = any(report.failed for report in self._reports[item.nodeid])
+                if isinstance(why, Tripped) and not has_failed and others:
+                    text = f"{item.nodeid}: the emulation has ended its guest: again in another"
+                    item.config.get_terminal_writer().line(f"\n{text}")
+                    if self._ensure_guest(boot):
+                        # What the test has done is gone with the guest.
+                        del self._reports[item.nodeid]
+                        failure, others = "", others - 1
         yield from self._reports.pop(item.nodeid, [])
         if failure:
             yield from _failure(item, failure)

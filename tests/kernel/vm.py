@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shlex
 import shutil
@@ -26,12 +27,14 @@ _BOOT = Path(__file__).parent / "boot"
 _PASSED_ON = ("CI", "VIRTUAL_ENV", "LANG")
 #: The fd on which a command in the guest may write lines for ``VM.lines``.
 RESULTS_FD = 3
-#: Boots until the kernel reaches the guest's command.
+#: At most so many boots until the kernel reaches the guest's command.
 _BOOTS = 3
-#: What a kernel says that trips over its own patching of code. QEMU's emulated CPUs now and then
-#: run a breakpoint that another of them has taken back (7.2 and 10.0, not with thread=single,
-#: which takes many times as long); almost all patching is done while the kernel boots.
-_PATCHED = "int3: 0000"
+#: What a kernel says first of a fault of its own, and how the first alternative begins where the
+#: emulation is at fault: CPUs that QEMU (7.2, 10.0) emulates side by side now and then run a
+#: breakpoint of the kernel's text patching that another has taken back. Almost all patching is
+#: done while the kernel boots. With thread=single it does not happen, and all takes many times as
+#: long.
+_FAULT = re.compile(r"(?P<emulation>(?:Oops: )?int3: 0000)|Oops: |BUG: |Kernel panic")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Stopped(Exception):
 
 
 class Tripped(Stopped):
-    """It ended by the emulation's fault, not its own: another may end well."""
+    """The emulation ended it after its command began: another guest may end well."""
 
 
 def programs() -> dict[str, str]:
@@ -119,7 +122,6 @@ class VM:
         self.status: int | None = None
         self.run = Path(mkdtemp(prefix="vduse-vm-"))
         self._sink = output or sys.stdout.buffer
-        self._pending = b""
         self._qemu, self._kernel, self._machine = paths["qemu-system-x86_64"], kernel, machine
         self._boots = 0
         try:
@@ -131,6 +133,9 @@ class VM:
 
     def _start(self) -> None:
         self._boots += 1
+        self._pending = b""
+        # QEMU may not come to it, and what the boot before has said is not this one's.
+        (self.run / "console").write_bytes(b"")
         self._output, output = socket.socketpair()
         self._results, results = socket.socketpair()
         fds = (output.fileno(), results.fileno())
@@ -147,7 +152,6 @@ class VM:
 
     def _write_run(self, command: str, folder: Path, busybox: Path) -> None:
         modules = self._kernel.modules
-        (self.run / "console").touch()
         shutil.copy(_BOOT / "root", self.run)
         exports = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         exports["PATH"] = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -163,7 +167,7 @@ class VM:
 
         Raises:
             Stopped: the guest went away before that, or a line took longer than ``timeout``
-                seconds (the guest is ended).
+                seconds, boots included (the guest is ended). Tripped: see there.
         """
         return self._until_exit(lambda: time.monotonic() + timeout)
 
@@ -208,17 +212,24 @@ class VM:
                     self._pending += more
                 elif not self._has_tripped():
                     self._stop("ended early")
-                elif self.boot_time is not None or self._boots == _BOOTS:
-                    self._stop("ended early by the emulation's fault", Tripped)
+                elif self.boot_time is not None:
+                    self._stop("ended early, by the emulation's fault", Tripped)
+                elif self._boots == _BOOTS:
+                    self._stop(f"ended early, by the emulation's fault, {_BOOTS} times")
                 else:
-                    # Nothing of ours has run yet.
-                    self._disconnect()
-                    self._start()
+                    self._boot_again()
         line, _, self._pending = self._pending.partition(b"\n")
         return line.decode()
 
     def _has_tripped(self) -> bool:
-        return _PATCHED in (self.run / "console").read_text(errors="replace")
+        fault = _FAULT.search((self.run / "console").read_text(errors="replace"))
+        return fault is not None and fault["emulation"] is not None
+
+    def _boot_again(self) -> None:
+        """Nothing of ours has run yet."""
+        print("the emulation has ended the guest: it boots again", file=sys.stderr)
+        self._disconnect()
+        self._start()
 
     def _drain_output(self) -> None:
         """All the command's output came before its exit status; some may not be read yet."""

@@ -184,15 +184,23 @@ def test_twice():
         place.touch()
         os._exit(98)
 def test_always(): os._exit(98)
+@pytest.fixture
+def deadly():
+    yield
+    os._exit(98)
+def test_that_had_failed(deadly): assert False
 def test_after(): pass
 """,
+        "-rp",
     )
-    assert results(output) == [
-        *(("test_before", "PASSED"), ("test_twice", "PASSED")),
-        *(("test_always", "FAILED"), ("test_after", "PASSED")),
+    assert re.findall(r"^PASSED test_it\.py::(\S+)", output, re.MULTILINE) == [
+        *("test_before", "test_twice", "test_after"),
     ]
-    assert "by the emulation's fault" in output
-    assert re.findall(r"boot 6.12 2 (\d)", output) == ["4", "3", "2", "2", "1"]
+    assert "test_twice: the emulation has ended its guest" in output
+    assert "test_that_had_failed: the emulation" not in output
+    # Of the last one its own failure, and that its guest ended.
+    assert "3 failed, 3 passed" in output
+    assert re.findall(r"boot 6.12 2 (\d)", output) == ["5", "4", "3", "3", "2", "1"]
 
 
 def test_guest_that_cannot_collect_fails_every_test_and_says_why(tmp_path: Path) -> None:

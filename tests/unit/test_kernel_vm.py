@@ -193,27 +193,33 @@ def test_a_kernel_that_trips_over_its_patching_is_booted_again(
     with stand_in(f"{trips} [ $(wc -l <{boots}) = 3 ] && printf 'booted 1.5\nexit 7\n' >&$2") as vm:
         assert (vm.wait(60), vm.boot_time) == (7, 1.5)
     boots.unlink()
-    with stand_in(trips) as vm, pytest.raises(Tripped, match="ended early by the emulation"):
+    with stand_in(trips) as vm, pytest.raises(Stopped, match="3 times") as stopped:
         vm.wait(60)
+    assert stopped.type is Stopped
     assert boots.read_text() == "boot\n" * 3
 
 
 @pytest.mark.parametrize(
-    ("end", "kind"),
+    ("end", "kind", "boots"),
     [
-        ("echo 'Oops: general protection fault' >$1", Stopped),
-        ("echo int3: 0000 >$1; echo booted 1 >&$2", Tripped),
+        ("echo 'Oops: general protection fault' >$1", Stopped, 1),
+        ("(echo 'BUG: kernel NULL pointer'; echo Oops: int3: 0000) >$1", Stopped, 1),
+        ("echo Oops: int3: 0000 >$1; echo booted 1 >&$2", Tripped, 1),
+        ("[ $(wc -l <$3) = 2 ] || echo Oops: int3: 0000 >$1", Stopped, 2),
     ],
-    ids=["of its own", "after the command began"],
+    ids=["fault", "other fault first", "after the command began", "then without a word"],
 )
-def test_a_kernel_that_ends_otherwise_is_not(
-    end: str, kind: type[Stopped], stand_in: Callable[[str], VM], tmp_path: Path
+def test_a_guest_that_ends_otherwise_is_not_booted_again(
+    end: str, kind: type[Stopped], boots: int, stand_in: Callable[[str], VM], tmp_path: Path
 ) -> None:
-    boots = tmp_path / "boots"
-    with stand_in(f"echo boot >>{boots}; {end}") as vm, pytest.raises(Stopped) as stopped:
+    count = tmp_path / "boots"
+    with (
+        stand_in(f"set -- $1 $2 {count}; echo boot >>$3; {end}") as vm,
+        pytest.raises(Stopped) as stopped,
+    ):
         vm.wait(60)
     assert stopped.type is kind
-    assert boots.read_text() == "boot\n"
+    assert count.read_text() == "boot\n" * boots
 
 
 def test_missing_bed_is_one_line_of_the_command(

@@ -21,8 +21,8 @@ const PREFERRED: [(&CStr, &CStr, &str); 6] = [
     (c"librados_thread_count", c"2", "1"),
     // It holds writes back that others of the same object may be put together with.
     (c"rbd_io_scheduler", c"simple", "none"),
-    // Bytes read from a connection at once: several small answers, where one would be cut in two.
-    // What is larger is read into its place as before.
+    // Bytes read from a TCP connection at once: several small answers, where one would be cut in
+    // two. What is larger is read into its place, but for what came with its head.
     (c"ms_tcp_prefetch_max_size", c"4096", "16384"),
 ];
 
