@@ -131,26 +131,12 @@ def test_create_v1_takes_65535_groups(program: Program) -> None:
 
 
 @pytest.mark.row("create.vq-align")
-def test_create_with_vq_align_above_a_page_is_einval(program: Program) -> None:
-    with refused(errno.EINVAL):
-        program.control.create_dev(blk_config(vq_align=8192))
-    program.control.create_dev(blk_config(vq_align=4096))
-
-
-@pytest.mark.row("create.vq-align.6.12")
-@pytest.mark.profile("6.12")
-def test_create_takes_any_vq_align_up_to_a_page(program: Program) -> None:
-    for number, align in enumerate((0, 1, 3, 4095)):
-        program.control.create_dev(blk_config(f"vd{number}", vq_align=align))
-
-
-@pytest.mark.row("create.vq-align.7.2")
-@pytest.mark.profile("7.2")
-def test_create_wants_a_power_of_two_of_4_or_more_as_vq_align(program: Program) -> None:
-    for align in (0, 1, 2, 3, 6, 4095):
+def test_create_wants_a_power_of_two_of_4_to_a_page_as_vq_align(program: Program) -> None:
+    for align in (0, 1, 2, 3, 6, 4095, 8192):
         with refused(errno.EINVAL):
             program.control.create_dev(blk_config(vq_align=align))
-    program.control.create_dev(blk_config(vq_align=4))
+    for align in (4, 4096):
+        program.control.create_dev(blk_config(f"vd{align}", vq_align=align))
 
 
 @pytest.mark.row("create.config-size")

@@ -34,10 +34,6 @@ class VdpaDevice(Protocol):
         """IOVA domain for drivers that live on this side (virtio_vdpa)."""
 
     @property
-    def strict_vring_num(self) -> bool:
-        """vhost_vdpa refuses a queue longer than its maximum (Linux 7.2)."""
-
-    @property
     def max_iotlb_entries(self) -> int | None:
         """Most mappings that vhost_vdpa takes; None: no limit."""
 

@@ -135,15 +135,11 @@ class VhostVdpaFile:
             self._vdpa.set_group_asid(group, asid)
 
     def set_vring_num(self, index: int, num: int) -> None:
-        """OSError EINVAL: 0, no power of two, above 32768; under Linux 7.2 also above the
-        device's maximum."""
+        """OSError EINVAL: 0, no power of two, above the device's maximum."""
         self._check_index(index)
-        if not 0 < num <= 0xFFFF or num & (num - 1):
-            raise OSError(errno.EINVAL, f"queue size {num}: a power of two up to 32768")
-        if self._vdpa.strict_vring_num and num > self._vdpa.get_vq_num_max():
-            raise OSError(
-                errno.EINVAL, f"queue size {num}: the device takes {self._vdpa.get_vq_num_max()}"
-            )
+        longest = self._vdpa.get_vq_num_max()
+        if not 0 < num <= longest or num & (num - 1):
+            raise OSError(errno.EINVAL, f"queue size {num}: a power of two up to {longest}")
         self._vdpa.set_vq_num(index, num)
 
     def set_vring_addr(self, index: int, desc: int, driver: int, device: int) -> None:

@@ -115,10 +115,8 @@ class ControlNode:
             raise _invalid(f"API version 1 wants 1 to {_MAX_COUNT} groups and address spaces")
 
     def _check_align(self, align: int) -> None:
-        if align > PAGE_SIZE:
-            raise _invalid(f"vq_align {align}: at most {PAGE_SIZE}")
-        if self._profile.strict_vq_align and (align < 4 or align & (align - 1)):
-            raise _invalid(f"vq_align {align}: a power of two of 4 or more")
+        if not 4 <= align <= PAGE_SIZE or align & (align - 1):
+            raise _invalid(f"vq_align {align}: a power of two of 4 to {PAGE_SIZE}")
 
     def _check_features(self, config: DevConfig) -> None:
         if config.device_id not in self._profile.device_ids:

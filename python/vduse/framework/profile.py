@@ -10,17 +10,13 @@ from vduse.control.features import DeviceId
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One kernel's behaviour."""
+    """One kernel's behaviour: that of its newest stable releases."""
 
     name: str
     #: Newest API version of /dev/vduse/control.
     api_version: int
     #: Virtio device ids that CREATE_DEV takes.
     device_ids: frozenset[int]
-    #: vq_align must be a power of two of 4 or more.
-    strict_vq_align: bool
-    #: vhost_vdpa refuses a queue longer than its maximum.
-    strict_vring_num: bool
     #: Most IOTLB entries of a vhost_vdpa device; None: no limit.
     max_iotlb_entries: int | None
     #: IOTLB_GET_INFO's errno for a bad reserved field or address space.
@@ -31,8 +27,6 @@ LINUX_6_12 = Profile(
     name="6.12",
     api_version=0,
     device_ids=frozenset({DeviceId.NET, DeviceId.BLOCK}),
-    strict_vq_align=False,
-    strict_vring_num=False,
     max_iotlb_entries=None,
     iova_info_errno=errno.EINVAL,
 )
@@ -40,8 +34,6 @@ LINUX_7_2 = Profile(
     name="7.2",
     api_version=1,
     device_ids=frozenset({DeviceId.NET, DeviceId.BLOCK, DeviceId.FS}),
-    strict_vq_align=True,
-    strict_vring_num=True,
     max_iotlb_entries=2048,
     iova_info_errno=errno.EFAULT,
 )

@@ -68,10 +68,6 @@ class VdpaDevice:
         return self._domain.native
 
     @property
-    def strict_vring_num(self) -> bool:
-        return self._device.profile.strict_vring_num
-
-    @property
     def max_iotlb_entries(self) -> int | None:
         return self._device.profile.max_iotlb_entries
 
