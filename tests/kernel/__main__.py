@@ -9,14 +9,14 @@ import argparse
 import shlex
 import sys
 
-from tests.kernel.fetch import SUITES, BedError, kernel
+from tests.kernel.fetch import KERNELS, BedError, kernel
 from tests.kernel.vm import VM, Machine, Stopped
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command in the guest."""
     parser = argparse.ArgumentParser(prog="make kernel", description=__doc__)
-    parser.add_argument("--kernel", choices=list(SUITES), default="7.2")
+    parser.add_argument("--kernel", choices=list(KERNELS), default="7.2")
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--memory", type=int, default=2048, help="MiB")
     parser.add_argument("--options", default="", help="more of the kernel's command line")

@@ -22,12 +22,29 @@ from tests.kernel.apt import AptError, debian_archive, read_sources, sources_for
 from tests.means import find_program
 
 CACHE = Path(__file__).parents[2] / ".cache" / "kernels"
-#: The kernels that are tested, by version, and the Debian suite that has each.
-SUITES = {"6.12": "trixie", "7.2": "sid"}
 #: Packages of one kernel: the image; from 7.2 on it is in two others.
 _STEMS = ("image", "binary", "modules")
 #: Bytes that fetching takes for a while: the packages, their contents and apt's lists.
 _SPACE = 400 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which of Debian's kernels of one version are tested.
+
+    ``suites``: the first one that has any is taken; sid moves on to the next version.
+    ``oldest``: number of the first stable release that keeps all of docs/kernel-behaviour.md.
+    """
+
+    suites: tuple[str, ...]
+    oldest: int = 0
+
+
+#: The kernels that are tested, by version.
+KERNELS = {
+    "6.12": Wanted(("trixie",), 114),
+    "7.2": Wanted(("sid", "forky", "trixie-backports")),
+}
 
 
 class BedError(Exception):
@@ -54,14 +71,16 @@ class Kernel:
 
 
 def kernel(version: str) -> Kernel:
-    """The newest kernel ``version`` (a key of ``SUITES``), fetched if the cache has none.
+    """The newest kernel ``version`` (of ``KERNELS``), fetched if the cache has none that is wanted.
 
     Raises:
         BedError: it cannot be had here.
     """
     if platform.machine() != "x86_64":
         raise BedError(f"kernels are fetched for x86_64 only, this is {platform.machine()}")
-    return Kernel(fetched(version, lambda folder: _fetch(version, folder)))
+    wanted = KERNELS[version]
+    place = f"{version}.{wanted.oldest}+"
+    return Kernel(fetched(place, lambda folder: _fetch(version, wanted, folder)))
 
 
 def fetched(name: str, fetch: Callable[[Path], Path]) -> Path:
@@ -90,28 +109,34 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def newest(names: list[str], version: str) -> str:
-    """Release (``6.12.107+deb13-amd64``) of the newest plain ``linux-image`` of a version.
+def newest(names: list[str], version: str, oldest: int) -> str | None:
+    """Release (``6.12.117+deb13-amd64``) of the newest plain ``linux-image`` of a version.
 
-    Raises:
-        BedError: none of the package names is one.
+    ``oldest``: as in ``Wanted``. None: no package has such a name.
     """
-    pattern = re.compile(rf"linux-image-({re.escape(version)}\.[^-]+-amd64)")
-    releases = [found[1] for name in names if (found := pattern.fullmatch(name))]
-    if not releases:
-        raise BedError(f"apt has no linux-image-{version}.* in {SUITES[version]}")
-    return max(releases, key=lambda release: [int(n) for n in re.findall(r"\d+", release)])
+    pattern = re.compile(rf"linux-image-({re.escape(version)}\.(\d+)[^-]*-amd64)")
+    found = [match for name in names if (match := pattern.fullmatch(name))]
+    releases = [match[1] for match in found if int(match[2]) >= oldest]
+    return max(releases, key=lambda name: [int(n) for n in re.findall(r"\d+", name)], default=None)
 
 
-def _fetch(version: str, folder: Path) -> Path:
+def _fetch(version: str, wanted: Wanted, folder: Path) -> Path:
     """Gets and unpacks the packages in ``folder``; returns their root."""
     need("apt-cache", "depmod")
-    apt = Apt(folder, (SUITES[version],))
-    names = apt.run("apt-cache", "pkgnames", "linux-").split()
-    release = newest(names, version)
-    packages = [name for stem in _STEMS if (name := f"linux-{stem}-{release}") in names]
-    apt.run("apt-get", "-qq", "download", *packages)
-    root = unpack(folder, folder / "root")
+    for suite in wanted.suites:
+        packages = folder / suite
+        packages.mkdir()
+        apt = Apt(packages, (suite,))
+        names = apt.run("apt-cache", "pkgnames", "linux-").split()
+        release = newest(names, version, wanted.oldest)
+        if release is not None:
+            break
+    else:
+        place = " or ".join(wanted.suites)
+        raise BedError(f"apt has no linux-image-{version}.{wanted.oldest} or newer in {place}")
+    parts = [name for stem in _STEMS if (name := f"linux-{stem}-{release}") in names]
+    apt.run("apt-get", "-qq", "download", *parts)
+    root = unpack(packages, folder / "root")
     # Where depmod looks depends on how it was built: in lib/modules or in usr/lib/modules.
     (root / "lib").symlink_to("usr/lib")
     _run(find_program("depmod") or "depmod", "-b", str(root), release)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.fetch import SUITES, kernel
+from tests.kernel.fetch import KERNELS, kernel
 from tests.kernel.initramfs import initramfs
 from tests.kernel.qemu import newest_qemu
 from tests.kernel.skips import skips_without_bed
@@ -22,7 +22,7 @@ MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("version", SUITES)
+@pytest.mark.parametrize("version", KERNELS)
 def test_inner_guest_checks_a_file_and_writes_one(version: str, tmp_path: Path) -> None:
     with skips_without_bed():
         busybox = Path(programs()["busybox"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import lzma
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,13 +29,52 @@ def test_newest_release_is_by_number_and_plain() -> None:
         "linux-image-6.120.1+deb14-amd64",
         "linux-image-7.2.13+deb14-amd64",
     ]
-    assert fetch.newest(names, "6.12") == "6.12.107+deb13-amd64"
-    assert fetch.newest(names, "7.2") == "7.2.13+deb14-amd64"
+    assert fetch.newest(names, "6.12", 0) == "6.12.107+deb13-amd64"
+    assert fetch.newest(names, "6.12", 107) == "6.12.107+deb13-amd64"
+    assert fetch.newest(names, "6.12", 108) is None
+    assert fetch.newest(names, "7.2", 0) == "7.2.13+deb14-amd64"
 
 
-def test_no_release_names_the_suite() -> None:
-    with pytest.raises(BedError, match=r"^apt has no linux-image-7\.2\.\* in sid$"):
-        fetch.newest(["linux-image-6.12.94+deb13-amd64"], "7.2")
+class FakeApt:
+    """Suites and the one kernel that each has; nothing can be downloaded."""
+
+    images: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, folder: Path, suites: Sequence[str]) -> None:
+        assert folder.is_dir()
+        [self.suite] = suites
+
+    def run(self, program: str, *args: str) -> str:
+        if program == "apt-cache":
+            return f"linux-doc\nlinux-image-{self.images[self.suite]}\n"
+        raise BedError(f"{self.suite}: {args[-1]}")
+
+
+@pytest.fixture
+def apt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """What ``FakeApt`` has, by suite."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(fetch, "CACHE", tmp_path)
+    monkeypatch.setattr(fetch, "find_program", lambda name: name)
+    monkeypatch.setattr(fetch, "Apt", FakeApt)
+    monkeypatch.setattr(FakeApt, "images", images := {})
+    return images
+
+
+def test_suite_that_has_moved_on_is_followed_by_the_next_one(apt: dict[str, str]) -> None:
+    apt["sid"] = "7.3.1+deb14-amd64"
+    apt["forky"] = "7.2.12+deb14-amd64"
+    with pytest.raises(BedError, match=r"^forky: linux-image-7\.2\.12\+deb14-amd64$"):
+        fetch.kernel("7.2")
+
+
+def test_no_release_names_the_suites_and_what_is_wanted(apt: dict[str, str]) -> None:
+    apt["trixie"] = "6.12.113+deb13-amd64"
+    with pytest.raises(BedError, match=r"^apt has no linux-image-6\.12\.114 or newer in trixie$"):
+        fetch.kernel("6.12")
+    apt |= dict.fromkeys(("sid", "forky", "trixie-backports"), "7.3.1+deb14-amd64")
+    with pytest.raises(BedError, match=r"7\.2\.0 or newer in sid or forky or trixie-backports$"):
+        fetch.kernel("7.2")
 
 
 def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,8 +103,12 @@ def test_fetched_kernel_is_not_fetched_again(
     monkeypatch.setattr(fetch, "find_program", lambda name: None)
     with pytest.raises(BedError, match=r"^needs apt-get: "):
         fetch.kernel("6.12")
-    (tmp_path / "6.12").mkdir()
-    assert fetch.kernel("6.12").root == tmp_path / "6.12"
+    # One that was fetched when an older one would do.
+    (tmp_path / "6.12.0+").mkdir()
+    with pytest.raises(BedError, match=r"^needs apt-get: "):
+        fetch.kernel("6.12")
+    (tmp_path / "6.12.114+").mkdir()
+    assert fetch.kernel("6.12").root == tmp_path / "6.12.114+"
 
 
 def unpacked(root: Path, image: str) -> Kernel:

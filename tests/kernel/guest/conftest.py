@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.fetch import SUITES
+from tests.kernel.fetch import KERNELS
 from tests.kernel.guest.bed import MIB, PACKAGING, load_modules, run
 from tests.kernel.guest.ordinary import open_the_checkout
 from tests.kernel.guest.systemd import udevd
@@ -18,7 +18,7 @@ from vduse.channel.kernel import KernelControl
 @pytest.fixture(
     scope="session",
     autouse=True,
-    params=[pytest.param(version, marks=pytest.mark.kernel(version)) for version in SUITES],
+    params=[pytest.param(version, marks=pytest.mark.kernel(version)) for version in KERNELS],
 )
 def kernel(request: pytest.FixtureRequest) -> str:
     """The version of the kernel that the test runs on."""
