@@ -19,9 +19,10 @@ import pytest
 from tests.unit.qmp_client import QmpClient
 from tests.unit.test_storage_options import NoControl
 from vduse.backends.layers import Faults, error
-from vduse.bus import virtio_blk
+from vduse.bus.virtio_blk import VirtioBlk
 from vduse.daemon.storage.daemon import Daemon, OptionError
 from vduse.daemon.storage.nodes.null import NullNode
+from vduse.framework.irq import Work, WorkQueue
 from vduse.testing.leaks import Held
 
 MIB = 1 << 20
@@ -132,15 +133,31 @@ def test_nbd_at_a_tcp_port(tmp_path: Path) -> None:
 def test_a_resize_is_seen_by_the_next_nbd_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The driver looks at its config space on a thread of the framework's.
-    resized = threading.Event()
-    monkeypatch.setattr(virtio_blk.log, "info", lambda *_: resized.set())
+    # The driver looks at its config space on a thread of the framework's: here it does so when it
+    # is waited for, and no sooner.
+    waited_for, read_config, flush = threading.Event(), VirtioBlk._read_config, WorkQueue.flush
+
+    def read_late(driver: VirtioBlk) -> bytes:
+        assert waited_for.wait(60)
+        return read_config(driver)
+
+    def flushing(queue: WorkQueue, work: Work) -> None:
+        waited_for.set()
+        flush(queue, work)
+
     with served(
         tmp_path, node(tmp_path), nbd_server(tmp_path), "--export=nbd,id=e0,node-name=disk0"
     ) as client:
+        monkeypatch.setattr(VirtioBlk, "_read_config", read_late)
+        monkeypatch.setattr(WorkQueue, "flush", flushing)
         client.call("block_resize", node_name="disk0", size=2 * MIB)
-        assert resized.wait(60)
         assert nbd_info(tmp_path)["disk0"]["export-size"] == 2 * MIB
+        waited_for.clear()
+        other = tmp_path / "other.img"
+        other.write_bytes(bytes(3 * MIB))
+        reopened = {"driver": "file", "node-name": "disk0", "filename": str(other)}
+        client.call("blockdev-reopen", options=[reopened])
+        assert nbd_info(tmp_path)["disk0"]["export-size"] == 3 * MIB
 
 
 def test_vhost_user_is_of_unix_sockets(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ metrics = "9123"  # Parameter 'metrics': '9123' is no address: use 127.0.0.1:912
 unix:PATH
 log-level = "warn"  # Parameter 'log-level': 'warn' is none of error, warning, info, debug, \
 did you mean 'warning'?
+trace-json = ""  # Parameter 'trace-json': '' is no path
 log-fromat = "json"  # 'log-fromat' is unexpected, did you mean 'log-format'?
 
 [chardv.qmp]  # 'chardv' is unexpected, did you mean 'chardev'?

@@ -28,6 +28,7 @@ from vduse.daemon.values import (
     group,
     mode,
     one_of,
+    path,
     power_of_two,
     user,
     whole,
@@ -169,7 +170,9 @@ class StorageDaemonOptions:
     check: str | None = optional(
         "tell every mistake in such a file, with its line, and end", metavar="FILE"
     )
-    pidfile: str | None = optional("written and locked once everything is made", metavar="PATH")
+    pidfile: str | None = optional(
+        "written and locked once everything is made", metavar="PATH", parse=path
+    )
     daemonize: bool = flag("go into the background once everything is made")
     metrics: str | None = metrics_option()
     log_format: str | None = log_format_option()

@@ -18,6 +18,13 @@ _NO_ID = (1 << 32) - 1
 _MOST_CPUS = 8192
 
 
+def path(text: str) -> str:
+    """Of a file, as it is."""
+    if not text:
+        raise ValueError("'' is no path")
+    return text
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """From ``low`` to ``high``."""
 

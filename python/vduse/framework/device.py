@@ -170,6 +170,10 @@ class VduseDevice:
                 raise OSError(errno.EINVAL, f"{self.name}: no config interrupt before DRIVER_OK")
             self._work.queue(self._config_work)
 
+    def flush_config_irq(self) -> None:
+        """Waits until the driver has dealt with the config interrupts so far."""
+        self._work.flush(self._config_work)
+
     def inject_vq_irq(self, index: int) -> None:
         """Signals a ready queue's driver; one that is not ready gets nothing. OSError EPERM,
         EINVAL, as :meth:`vduse._native.IrqGate.inject`. Never runs anything of the driver's on
@@ -194,7 +198,7 @@ class VduseDevice:
                 vq.clear()
             self.inflight.zero()
             self.log = None
-        self._work.flush(self._config_work)
+        self.flush_config_irq()
 
     def release(self) -> None:
         """The device is no more: lets go of its memory and fds at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vduse.daemon.table import optional, switch
+from vduse.daemon.values import path
 
 
 def trace_option() -> Any:
@@ -17,4 +18,5 @@ def trace_option() -> Any:
 
 def trace_json_option(what: str = "every call and message") -> Any:
     """``--trace-json FILE``. ``what``: is recorded."""
-    return optional(f"record {what} there, for vduse trace (docs/trace.md)", metavar="FILE")
+    text = f"record {what} there, for vduse trace (docs/trace.md)"
+    return optional(text, metavar="FILE", parse=path)

@@ -134,6 +134,11 @@ class Export(ABC):
         """What it is among those who use its node."""
         return user_of(self.id)
 
+    def resize(self) -> None:
+        """Tells the driver how large the node is now. OSError, DeviceError, ValueError: it does not
+        hear of it."""
+        self.device.resize()
+
     def pause(self) -> None:
         """Completes what was taken, and lets go of the node, which may be closed then; requests
         wait. QmpError: it goes on as before."""

@@ -61,6 +61,7 @@ class NbdExport(EmbeddedExport):
         )
         super().__init__(options, node, host, device, "virtio_vdpa")
         try:
+            self._vduse = self.framework.device(device.name)
             self._disk = self.framework.disk(device.name)
             self._served = ServedDisk(
                 self._disk,
@@ -90,6 +91,18 @@ class NbdExport(EmbeddedExport):
     def _can_flush(self) -> bool:
         device = self.device
         return device.ended is None and not device.paused and not device.read_only
+
+    def resize(self) -> None:
+        super().resize()
+        self._let_driver_see()
+
+    def resume(self, node: Node) -> None:
+        super().resume(node)
+        self._let_driver_see()
+
+    def _let_driver_see(self) -> None:
+        """What the disk's driver knows of its size is what the next client is told."""
+        self._vduse.flush_config_irq()
 
     def close(self) -> None:
         """Clients' connections end."""

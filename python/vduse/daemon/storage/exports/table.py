@@ -102,7 +102,7 @@ class Exports:
         failed = []
         for export in found:
             try:
-                export.device.resize()
+                export.resize()
             except (OSError, DeviceError, ValueError) as error:
                 if not export.closing:
                     failed.append(f"export '{export.id}' does not hear of it: {error}")
