@@ -58,8 +58,7 @@ def _not_reached(report: Report) -> set[str]:
 def test_block_device_in_a_child_keeps_the_rules(tmp_path: Path, profile: str) -> None:
     report = _checked(BlkSpec(backend=_image(tmp_path), queues=4, packed=True), profile)
     assert report.ok, report.failed
-    refused_by_7_2 = {"status.too-long-queue"} if profile == "7.2" else set()
-    assert _not_reached(report) == _WRITABLE_MISSES | refused_by_7_2
+    assert _not_reached(report) == _WRITABLE_MISSES
 
 
 def test_block_device_that_is_read_only_keeps_the_rules(tmp_path: Path) -> None:

@@ -163,10 +163,3 @@ def test_a_daemon_that_dies_early_leaves_the_rest_unreached() -> None:
     assert list(failed(report)) == ["chain.malformed"]
     reasons = {verdict.rule.id: verdict.detail for verdict in report.verdicts}
     assert "the daemon died in malformed" in reasons["state.unknown-queue"][0]
-
-
-def test_linux_7_2_refuses_what_is_too_long_itself() -> None:
-    with checking(ModelBlk, profile="7.2") as running:
-        report = running.check([_SCENARIOS["impossible"]])
-    assert failed(report) == {}
-    assert "status.too-long-queue" in not_reached(report)

@@ -172,6 +172,11 @@ class Stage:
                 return False
             return True
 
+    def lengthen_queue(self, index: int, size: int) -> None:
+        """Makes a virtqueue ``size`` descriptors long, more than its max_size: no driver can,
+        since Linux 6.12.111; before that vhost_vdpa's could."""
+        self._device.vq(index).num = size
+
     def set_status(self, status: int) -> bool:
         """Whether the device took it. Died, Broken."""
         with self.messages():
