@@ -410,13 +410,12 @@ TIMING = Timing(patience=20.0, quiet=0.05)
 def checking(
     kind: type[ModelBlk],
     *,
-    profile: str = "6.12",
     msg_timeout: float = 30.0,
     watch: Watch | None = None,
 ) -> Iterator[Running]:
     """A daemon of this kind, not attached."""
     watch = watch or Watch()
-    with Framework(profile, tap=watch, msg_timeout=msg_timeout) as framework:
+    with Framework(tap=watch, msg_timeout=msg_timeout) as framework:
         running = Running(framework, watch, kind)
         try:
             yield running
