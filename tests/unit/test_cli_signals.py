@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -87,6 +88,34 @@ except Stopped:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (0, b"in order\n")
+
+
+def test_signal_within_a_finalizer_is_raised_after_it(capfd: pytest.CaptureFixture[str]) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopper, hook = Stopper(), sys.unraisablehook
+    with stopper.installed(), pytest.raises(Stopped) as stopped:
+        for _ in range(3):
+            Dying()  # the interpreter drops what is raised in there
+        threading.Event().wait(60)
+        pytest.fail("the signal was lost")
+    assert stopped.value.exit_code == 143
+    assert capfd.readouterr().err == ""
+    assert sys.unraisablehook is hook
+
+
+def test_other_exceptions_in_a_finalizer_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __del__(self) -> None:
+            raise OSError
+
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_type))
+    with Stopper().installed():
+        Failing()
+    assert told == [OSError]
 
 
 def test_held_signal_does_not_hide_an_error() -> None:

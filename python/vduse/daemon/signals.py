@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -15,6 +17,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds in which a signal that comes again is the same one: timeout(1) sends it to the process
 #: and to its group.
 _AGAIN = 0.1
+#: Seconds after which a signal comes again whose exception the interpreter dropped.
+_RETRY = 0.01
 
 
 class Stopper:
@@ -35,6 +39,9 @@ class Stopper:
         self._first = 0.0
         self._raised = False
         self._twice_ends = False
+        #: The next signal is one that comes again.
+        self._retried = False
+        self._retry: threading.Timer | None = None
         #: Asked when a second signal ends the process: what to say to stderr; empty: nothing.
         self.last_words: Callable[[], str] = str
 
@@ -48,11 +55,26 @@ class Stopper:
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN
         ]
         former = {signum: signal.signal(signum, self._on_signal) for signum in signals}
+        hook = sys.unraisablehook
+
+        def on_unraisable(dropped: sys.UnraisableHookArgs) -> None:
+            if isinstance(dropped.exc_value, Stopped):
+                self._retry = self._start_retry()
+            else:
+                hook(dropped)
+
+        sys.unraisablehook = on_unraisable
         try:
             yield
         finally:
+            self._holds += 1  # it is too late for what comes now
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry.join()
+            sys.unraisablehook = hook
             for signum, handler in former.items():
                 signal.signal(signum, handler)
+            self._holds -= 1
 
     @contextmanager
     def held(self, *, twice_ends: bool = False) -> Iterator[None]:
@@ -75,11 +97,13 @@ class Stopper:
             self._raise_pending()
             yield
         finally:
-            # Raised once at most, so nothing can interrupt what follows.
+            # Raised once at most, where it counts, so nothing can interrupt what follows.
             self._holds = holds
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
-        if self._pending is None:
+        if self._retried:
+            self._retried = False
+        elif self._pending is None:
             self._pending = signum
             self._first = monotonic()
         elif signum == self._pending and monotonic() - self._first < _AGAIN:
@@ -90,6 +114,19 @@ class Stopper:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self._raise_pending()
+
+    def _start_retry(self) -> threading.Timer:
+        """What was raised within a ``__del__`` was dropped: the signal comes again, after it."""
+        timer = threading.Timer(_RETRY, self._send_again)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _send_again(self) -> None:
+        main = threading.main_thread().ident
+        assert self._pending is not None and main is not None
+        self._retried, self._raised = True, False
+        signal.pthread_kill(main, self._pending)
 
     def _raise_pending(self) -> None:
         if self._pending is not None and not self._raised and self._holds == 0:
